@@ -1,0 +1,15 @@
+from . import data as data
+from . import information as information
+from . import models as models
+from . import nn as nn
+from . import plot as plot
+from . import probes as probes
+from .estimate import Estimate as Estimate
+from .report.diagnose import diagnose as diagnose
+from .report.html import write_report as write_report
+from .risk import EmpiricalRisk as EmpiricalRisk
+from .run.lens import Lens as Lens
+from .run.store import Run as Run
+from .run.store import open_run as open_run
+
+__version__: str

@@ -1,0 +1,12 @@
+"""One question to a training run per file; ``normlens list probes`` names them all."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "activation_drift": ["ActivationDrift"],
+        "elimination": ["Elimination"],
+        "training_curve": ["TrainingCurve"],
+    },
+)

@@ -1,0 +1,115 @@
+"""ActivationDrift: do the distributions of the layers' inputs move while the network learns?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from normlens.information.moments import Moments
+from normlens.probes.module_kinds import is_weight_layer
+from normlens.run.capture import Activation, Layers
+from normlens.run.probe import Readings, Step
+from normlens.run.reading import Reading
+
+__all__ = ["ActivationDrift"]
+
+_LEVEL = 0.99
+_Z = float(stats.norm.ppf((1 + _LEVEL) / 2))
+
+
+@dataclass(frozen=True)
+class ActivationDrift:
+    r"""Shift of mean and scale of every layer's input, against the first and the previous measurement.
+
+    With channel means :math:`\mu` and standard deviations :math:`\sigma` over samples and positions (classical
+    internal covariate shift, Ioffe & Szegedy 2015), averaged over the channels of a layer:
+
+    * ``mean_shift`` :math:`|\mu_t - \mu_r| / \sigma_r`,
+    * ``log_scale`` :math:`|\ln(\sigma_t / \sigma_r)|`,
+    * ``kl`` :math:`\tfrac12[\ln(\sigma_r^2/\sigma_t^2) + (\sigma_t^2 + (\mu_t-\mu_r)^2)/\sigma_r^2 - 1]` in nats,
+      the divergence of the Gaussian now from the Gaussian then,
+
+    each as ``…_first`` and ``…_previous``, and beside them the null floors ``mean_shift_floor``, ``log_scale_floor``
+    and ``kl_floor``: the 99 % point of what a fresh batch of the same size would show if nothing had moved, from
+    standard errors that take the sample, not the pixel, as independent, and with all channels moving together (the
+    conservative case). Channels that were constant at the reference are left out and counted in
+    ``constant_channels``. Keep the probe batch fixed: otherwise the floor itself is what is measured.
+
+    Args:
+        layers: which modules; None for every linear and convolution layer but the first, whose input are the data.
+    """
+
+    layers: Layers = None
+
+    def cost(self, step: Step) -> float:
+        """A forward pass and two passes over the activations."""
+        return 0.6
+
+    def __call__(self, step: Step) -> Iterable[Reading]:
+        """Measure at ``step``."""
+        for name, activation in self._chosen(step).items():
+            moments = Moments.of(activation.input_samples)
+            yield from _state(name, moments)
+            if step.previous.first:
+                yield from _floors(name, moments)
+                yield from _drift(name, moments, step.previous.first, "first")
+                yield from _drift(name, moments, step.previous.last, "previous")
+
+    def _chosen(self, step: Step) -> dict[str, Activation]:
+        if self.layers is not None:
+            return dict(step.activations(self.layers))
+        return dict(list(step.activations(lambda _, module: is_weight_layer(module)).items())[1:])
+
+
+def _state(layer: str, moments: Moments) -> Iterator[Reading]:
+    n = moments.count
+    yield Reading("mean", _numpy(moments.mean), layer=layer, dims=("channel",), n=n)
+    yield Reading("std", _numpy(moments.std), layer=layer, dims=("channel",), n=n)
+
+
+def _floors(layer: str, moments: Moments) -> Iterator[Reading]:
+    """Yield the 99 % points for two independent batches: their difference has twice the variance of one."""
+    usable = _numpy(moments.variance) > 0
+    shift = (math.sqrt(2) * _numpy(moments.mean_error) / _numpy(moments.std).clip(min=1e-300))[usable]
+    scale = (math.sqrt(2) * _numpy(moments.log_std_error))[usable]
+    # KL = shift^2/2 + scale^2 to second order: a weighted sum of two chi-squares, matched by its mean and variance.
+    mean, variance = shift**2 / 2 + scale**2, 2 * (shift**4 / 4 + scale**4)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        kl = variance / (2 * mean) * stats.chi2.ppf(_LEVEL, 2 * mean**2 / variance)
+    yield Reading("mean_shift_floor", _mean(_Z * shift), layer=layer, n=moments.count)
+    yield Reading("log_scale_floor", _mean(_Z * scale), layer=layer, n=moments.count)
+    yield Reading("kl_floor", _mean(kl), layer=layer, units="nats", n=moments.count)
+
+
+def _drift(layer: str, now: Moments, earlier: Readings, since: str) -> Iterator[Reading]:
+    if (layer, "mean") not in earlier or earlier[layer, "mean"].array.shape != tuple(now.mean.shape):
+        return
+    mean, std = earlier[layer, "mean"].array, earlier[layer, "std"].array
+    usable = std > 0
+    new_mean, new_std = _numpy(now.mean)[usable], _numpy(now.std)[usable]
+    shift = (new_mean - mean[usable]) / std[usable]
+    with np.errstate(divide="ignore"):
+        log_ratio = np.log(new_std / std[usable])
+    kl = (np.exp(2 * log_ratio) + shift**2 - 1) / 2 - log_ratio
+    error = _mean((math.sqrt(2) * _numpy(now.mean_error))[usable] / std[usable])
+    scale_error = _mean((math.sqrt(2) * _numpy(now.log_std_error))[usable])
+    yield Reading(f"mean_shift_{since}", _mean(np.abs(shift)), layer=layer, error=error, n=now.count)
+    yield Reading(f"log_scale_{since}", _mean(np.abs(log_ratio)), layer=layer, error=scale_error, n=now.count)
+    yield Reading(f"kl_{since}", _mean(kl), layer=layer, units="nats", n=now.count)
+    if since == "first":
+        yield Reading("constant_channels", float((~usable).sum()), layer=layer, n=now.count)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if values.size else math.nan
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.float64]:
+    array: NDArray[np.float64] = tensor.detach().cpu().numpy()
+    return array

@@ -1,0 +1,113 @@
+"""Elimination: how far are the channels from the singularity where a unit falls out of the network?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from normlens.information.moments import Moments
+from normlens.probes.module_kinds import flat_below_zero, is_nonlinearity, is_normalization
+from normlens.run.capture import Activation, Layers
+from normlens.run.probe import Step
+from normlens.run.reading import Reading
+
+__all__ = ["Elimination"]
+
+
+@dataclass(frozen=True)
+class Elimination:
+    r"""Distance of every channel to being switched off for good, and of every normalization to batch norm's (0, 1).
+
+    Of the tensor z that enters a nonlinearity, per channel over samples and positions: ``offset``
+    :math:`s_c = E[z_c]/\mathrm{Std}[z_c]` (for batch norm exactly :math:`\beta_c/|\gamma_c|`; a constant channel has
+    :math:`\pm\infty`), ``deactivation_rate`` :math:`P(z_c \le 0)`, ``margin`` :math:`\min_c s_c`, and where the
+    nonlinearity is flat below zero ``dead`` (channels with rate exactly 1 on this sample) and ``near_dead`` (rate at
+    least :math:`1-\delta`). Of the output of a normalization layer before its affine map: ``statdiff_mean``
+    :math:`\tfrac1C\sum_c|\mu_c|` and ``statdiff_std`` :math:`\tfrac1C\sum_c|\sigma_c - 1|`. All dimensionless.
+
+    A channel that is dead on n values may still be active with a probability below 3/n (rule of three, 95 %).
+    Source: Qiao et al., arXiv:1911.09738; the formulas are ours, the paper's Eq. 31 was not at hand.
+
+    Args:
+        layers: which modules; None for every rectifier-like module (its input is measured), or, in a model that calls
+            its nonlinearities as functions, every normalization (its output is).
+        delta: how close to one a deactivation rate counts as near dead.
+    """
+
+    layers: Layers = None
+    delta: float = 1e-2
+
+    def cost(self, step: Step) -> float:
+        """A forward pass and a few passes over the activations."""
+        return 0.6
+
+    def __call__(self, step: Step) -> Iterable[Reading]:
+        """Measure at ``step``.
+
+        Raises:
+            ValueError: the model has neither nonlinearities nor normalizations as modules.
+        """
+        for name, activation in self._chosen(step).items():
+            enters = is_nonlinearity(activation.module)
+            samples = activation.input_samples if enters else activation.output_samples
+            can_die = flat_below_zero(activation.module) or not enters
+            yield from _offsets(name, samples, self.delta, can_die)
+        for name, activation in step.activations(lambda _, module: is_normalization(module)).items():
+            yield from _statdiff(name, activation)
+
+    def _chosen(self, step: Step) -> dict[str, Activation]:
+        if self.layers is not None:
+            return dict(step.activations(self.layers))
+        chosen = step.activations(lambda _, module: is_nonlinearity(module))
+        chosen = chosen or step.activations(lambda _, module: is_normalization(module))
+        if not chosen:
+            raise ValueError(
+                "elimination needs nonlinearities or normalizations that are modules; this model calls them as "
+                "functions: name the layers whose output enters the nonlinearity, e.g. Elimination(layers='conv*')"
+            )
+        return dict(chosen)
+
+
+def _offsets(layer: str, samples: Tensor, delta: float, can_die: bool) -> Iterator[Reading]:
+    moments = Moments.of(samples)
+    n = moments.count
+    rate = (samples <= 0).double().mean((0, 1))
+    rate = torch.where(samples.isnan().any(1).any(0), torch.nan, rate)
+    offset = moments.mean / moments.std
+    # A constant channel at or below zero is as far inside the dead region as can be; 0/0 would hide it as nan.
+    offset = torch.where((moments.std == 0) & (moments.mean <= 0), -torch.inf, offset)
+    yield Reading("offset", offset.cpu().numpy(), layer=layer, dims=("channel",), n=n)
+    yield Reading("deactivation_rate", rate.cpu().numpy(), layer=layer, dims=("channel",), n=n)
+    margin, error = _margin(offset, moments)
+    yield Reading("margin", margin, layer=layer, error=error, n=n)
+    yield Reading("channels", float(len(rate)), layer=layer)
+    if can_die:
+        yield Reading("dead", float((rate == 1).sum()), layer=layer, n=n)
+        yield Reading("near_dead", float((rate >= 1 - delta).sum()), layer=layer, n=n)
+
+
+def _margin(offset: Tensor, moments: Moments) -> tuple[float, float]:
+    """Return the smallest offset and its standard error: the mean's and the scale's, by the delta method."""
+    c = int(offset.nan_to_num(nan=-math.inf).argmin())
+    relative = moments.mean_error[c] / moments.std[c]
+    return float(offset[c]), float((relative**2 + (offset[c] * moments.log_std_error[c]) ** 2).sqrt())
+
+
+def _statdiff(layer: str, activation: Activation) -> Iterator[Reading]:
+    """Run the normalization again with its affine map taken out, and compare its output with (0, 1)."""
+    module = activation.module
+    state = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    affine = {name: getattr(module, name, None) for name in ("weight", "bias")}
+    state |= {name: torch.ones_like(t) for name, t in affine.items() if isinstance(t, Tensor) and name == "weight"}
+    state |= {name: torch.zeros_like(t) for name, t in affine.items() if isinstance(t, Tensor) and name == "bias"}
+    with torch.no_grad():
+        plain = functional_call(module, state, (activation.input,))
+    moments = Moments.of(Activation(module, activation.input, plain, 1, activation.output_channels).output_samples)
+    n = moments.count
+    yield Reading("statdiff_mean", float(moments.mean.abs().mean()), layer=layer, n=n)
+    yield Reading("statdiff_std", float((moments.std - 1).abs().mean()), layer=layer, n=n)
