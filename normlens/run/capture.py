@@ -54,8 +54,9 @@ def capture(risk: EmpiricalRisk) -> dict[str, Activation]:
 
     Names are those of ``named_modules()``, in the order of the first call; a module that is called again appears
     again as ``name@2``, ``name@3``. Batches are concatenated along their first dimension. Channels are the last
-    dimension for linear, embedding, recurrent and attention layers and for torch's LayerNorm and RMSNorm, dimension 1
-    for convolutions and all else; a module without a layout of its own (ReLU, dropout) takes that of its input.
+    dimension for linear, embedding, recurrent and attention layers and for torch's LayerNorm and RMSNorm over one
+    dimension, and dimension 1 for convolutions. A module without a layout of its own takes that of its input (ReLU,
+    dropout) or of its last part (a block), and dimension 1 where that is not known.
 
     Args:
         risk: its model, mode and data are used; nothing of them is changed.
@@ -64,8 +65,9 @@ def capture(risk: EmpiricalRisk) -> dict[str, Activation]:
         ValueError: the data are empty.
     """
     recorder = _Recorder()
-    handles = [m.register_forward_pre_hook(recorder.before(name)) for name, m in risk.model.named_modules() if name]
-    handles += [m.register_forward_hook(recorder.after) for name, m in risk.model.named_modules() if name]
+    named = [(name, module) for name, module in risk.model.named_modules() if name]
+    handles = [module.register_forward_pre_hook(recorder.before(name), with_kwargs=True) for name, module in named]
+    handles += [module.register_forward_hook(recorder.after) for _, module in named]
     passes = []
     try:
         for _ in risk.outputs():
@@ -75,7 +77,8 @@ def capture(risk: EmpiricalRisk) -> dict[str, Activation]:
             handle.remove()
     if not passes:
         raise ValueError("the probe data must hold at least one batch; got none (an exhausted iterator? pass a list)")
-    return passes[0] if len(passes) == 1 else {name: _joined([one[name] for one in passes]) for name in passes[0]}
+    called = dict.fromkeys(name for one in passes for name in one)  # a loop may be longer in one batch than in another
+    return {name: _joined([one[name] for one in passes if name in one]) for name in called}
 
 
 def choose(activations: Mapping[str, Activation], layers: Layers) -> dict[str, Activation]:
@@ -105,10 +108,10 @@ class _Recorder:
     copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
     layout: dict[int, int] = field(default_factory=dict)
 
-    def before(self, name: str) -> Callable[[nn.Module, Any], None]:
-        def hook(module: nn.Module, arguments: Any) -> None:
-            tensor = _first_tensor(arguments)
-            channels = 1 if tensor is None else self.layout.get(id(tensor), _own_layout(module, tensor))
+    def before(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, arguments: Any, keywords: Any) -> None:
+            tensor = _first_tensor((arguments, keywords))
+            channels = 1 if tensor is None else self._channels(module, tensor, _own_layout(module, tensor))
             self.started.append(self._free(name))
             self.pending.append((self.started[-1], module, None if tensor is None else self._copy(tensor), channels))
 
@@ -121,8 +124,8 @@ class _Recorder:
         tensor = _first_tensor(result)
         if source is None or tensor is None:
             return
-        keeps = tensor.shape == source.shape and not _has_layout(module)
-        out = channels if keeps else self.layout.get(id(tensor), _own_layout(module, tensor))
+        keeps = tensor.shape == source.shape
+        out = self._channels(module, tensor, channels if keeps else _own_layout(module, tensor))
         kept = self._copy(tensor)  # which also keeps the tensor alive, so that its id stays its own
         self.layout[id(tensor)] = out
         self.found[name] = Activation(module, source, kept, channels, out)
@@ -132,6 +135,10 @@ class _Recorder:
         found = {name: self.found[name] for name in self.started if name in self.found}
         self.found, self.started, self.pending, self.copies, self.layout = {}, [], [], {}, {}
         return found
+
+    def _channels(self, module: nn.Module, tensor: Tensor, otherwise: int) -> int:
+        """Return the module's own layout, or that with which the tensor came out of another one, or ``otherwise``."""
+        return _own_layout(module, tensor) if _has_layout(module) else self.layout.get(id(tensor), otherwise)
 
     def _copy(self, tensor: Tensor) -> Tensor:
         key = (id(tensor), tensor._version)
@@ -145,11 +152,16 @@ class _Recorder:
 
 
 def _has_layout(module: nn.Module) -> bool:
-    return isinstance(module, (*_LAST, nn.modules.conv._ConvNd))
+    return _is_last(module) or isinstance(module, nn.modules.conv._ConvNd)
+
+
+def _is_last(module: nn.Module) -> bool:
+    """A norm over (C, H, W) does not say which of them are the channels."""
+    return isinstance(module, _LAST) and len(getattr(module, "normalized_shape", (1,))) == 1
 
 
 def _own_layout(module: nn.Module, tensor: Tensor) -> int:
-    return tensor.ndim - 1 if isinstance(module, _LAST) else min(1, tensor.ndim - 1)
+    return tensor.ndim - 1 if _is_last(module) else min(1, tensor.ndim - 1)
 
 
 def _first_tensor(value: Any) -> Tensor | None:
@@ -170,6 +182,8 @@ def _by_channel(tensor: Tensor, channels: int) -> Tensor:
 
 def _joined(parts: list[Activation]) -> Activation:
     first = parts[0]
+    if len(parts) == 1:
+        return first
     return Activation(
         first.module,
         torch.cat([part.input for part in parts]),

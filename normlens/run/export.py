@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
-from normlens.run.store import Run
+from normlens.run.store import LabeledArray, Run
 
 __all__ = ["to_csv", "to_jsonl", "to_netcdf", "to_parquet"]
 
@@ -46,6 +46,7 @@ def to_netcdf(run: Run, path: Path) -> None:
     """Write every reading, stacked over steps, as a variable ``probe/layer/name`` of one netCDF-4 file.
 
     Each variable has its own dimensions (steps differ from probe to probe). Slashes in names become underscores.
+    What cannot be stacked, because its shape or a coordinate changes, is one variable ``…/step`` for each step.
 
     Raises:
         ImportError: xarray or h5netcdf is not installed.
@@ -54,15 +55,29 @@ def to_netcdf(run: Run, path: Path) -> None:
     _need("h5netcdf", "netCDF")
     import xarray
 
-    variables: dict[str, Any] = {}
+    xarray.Dataset(_variables(run), attrs={"normlens_run": run.name}).to_netcdf(path, engine="h5netcdf")
+
+
+def _variables(run: Run) -> dict[str, tuple[list[str], NDArray[Any]]]:
+    """Map each variable, and each coordinate, to its dimensions and its values."""
+    variables: dict[str, tuple[list[str], NDArray[Any]]] = {}
     for probe in run.probes:
         for layer, name in run.names(probe):
-            values, coords = run.array(probe, name, layer=layer)
-            key = "_".join(part.replace("/", "_") for part in (probe, layer, name) if part)
-            dims = {dim: f"{key}_{dim}" for dim in coords}
-            variables[key] = (list(dims.values()), np.asarray(values))
-            variables |= {dims[dim]: ([dims[dim]], np.asarray(values)) for dim, values in coords.items()}
-    xarray.Dataset(variables, attrs={"normlens_run": run.name}).to_netcdf(path, engine="h5netcdf")
+            for suffix, (values, coords) in _stacks(run, probe, layer, name):
+                key = "_".join(part.replace("/", "_") for part in (probe, layer, name, suffix) if part)
+                dims = {dim: f"{key}_{dim}" for dim in coords}
+                variables[key] = (list(dims.values()), values)
+                variables |= {dims[dim]: ([dims[dim]], at) for dim, at in coords.items()}
+    return variables
+
+
+def _stacks(run: Run, probe: str, layer: str, name: str) -> list[tuple[str, LabeledArray]]:
+    """One array over all steps, or, where the shape or a coordinate changes, one for each step."""
+    try:
+        return [("", run.array(probe, name, layer=layer))]
+    except ValueError:
+        measured = [m.step for m in run.with_readings(probe) for r in m.readings if (r.layer, r.name) == (layer, name)]
+        return [(f"step{step}", run.array(probe, name, layer=layer, step=step)) for step in dict.fromkeys(measured)]
 
 
 def _plain(value: Any) -> Any:

@@ -32,22 +32,20 @@ def silenced_hooks(model: torch.nn.Module) -> Iterator[None]:
     tensors are put back here.
     """
     everywhere = [dict(hooks) for hooks in _GLOBAL_HOOKS]
-    on_tensors = [(p, name, hooks) for p in model.parameters() for name in _TENSOR_HOOKS if (hooks := getattr(p, name))]
+    on_tensors = [(hooks, dict(hooks)) for p in model.parameters() for n in _TENSOR_HOOKS if (hooks := getattr(p, n))]
     try:
         for module in model.modules():
             for name in _MODULE_HOOKS:
                 vars(module)[name] = OrderedDict(_torch_hooks(getattr(module, name)))
         for hooks in _GLOBAL_HOOKS:
             hooks.clear()
-        for parameter, name, _ in on_tensors:
-            setattr(parameter, name, None)
+        for hooks, _ in on_tensors:
+            hooks.clear()
         yield
     finally:
-        for hooks, before in zip(_GLOBAL_HOOKS, everywhere, strict=True):
+        for hooks, before in [*zip(_GLOBAL_HOOKS, everywhere, strict=True), *on_tensors]:
             hooks.clear()
             hooks.update(before)
-        for parameter, name, mapping in on_tensors:
-            setattr(parameter, name, mapping)
 
 
 def _torch_hooks(hooks: dict[int, Any]) -> Iterator[tuple[int, Any]]:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import sys
-import tempfile
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -18,8 +14,9 @@ from torch import Tensor
 
 from normlens.risk import EmpiricalRisk
 from normlens.run.budget import Budget
+from normlens.run.clock import Clock
 from normlens.run.header import session_header
-from normlens.run.measure import Activations, measure, synchronized_clock
+from normlens.run.measure import Activations, measure
 from normlens.run.probe import Previous, Probe, Step, named_probes
 from normlens.run.reading import Measurement, Reading
 from normlens.run.recorder import Recorder
@@ -108,17 +105,14 @@ class Lens:
         self._measured_at = dict.fromkeys(self._probes, -1)
         self._denied: dict[str, str] = {}
         self._warned: set[str] = set()
-        self._lens_seconds = 0.0
-        self._begun: float | None = None
+        self._clock = Clock()
         self.disabled = os.environ.get("NORMLENS_DISABLE", "") not in ("", "0")
         self._closed = self.disabled
         self.index = first_step or 0
         if not self.disabled:
             settings = {"schedule": repr(self._due), "budget": budget, "min_runs": min_runs, "seed": seed, "name": name}
             header = session_header(model, self._probes, settings, config or {})
-            self._recorder = Recorder(
-                out or _temporary(), header, resume=resume, first_step=first_step, raising=self._raising
-            )
+            self._recorder = Recorder(out, header, resume=resume, first_step=first_step, raising=self._raising)
             self.index = self._first_step = self._recorder.first_step
 
     @property
@@ -135,15 +129,14 @@ class Lens:
     @property
     def overhead(self) -> float:
         """Seconds of measuring for each second of bare training, so far."""
-        bare = self._bare_seconds()
-        return self._lens_seconds / bare if bare > 0 else math.nan
+        return self._clock.overhead
 
     def start(self) -> Self:
         """Measure the model as it is before the first step, if that is due; ``with`` calls this."""
         if self._closed:
             return self
-        self._begun = time.perf_counter()
-        if self._due(self.index) or self._min_runs >= 1:
+        self._clock.start()
+        if self._data is not None and (self._due(self.index) or self._min_runs >= 1):
             self._measure(None, None, forced=self._min_runs >= 1)
         if self._update is not None and self._due(self.index + 1):
             self._remember()
@@ -156,7 +149,7 @@ class Lens:
             loss: the training loss of this step, to be recorded.
             batch: the training batch, for probes that look at it, and as probe data if the lens has none.
         """
-        if self._begun is None or self._closed:
+        if self._closed or not self._clock.running:
             self._not_running()
             if self._closed:
                 return
@@ -178,7 +171,9 @@ class Lens:
         """
         if not self._closed:
             reading = Reading(name, float(value), error=error, units=units, n=n)
-            self._recorder.write([Measurement(self.index, "user", elapsed=self._bare_seconds(), readings=(reading,))])
+            self._recorder.write(
+                [Measurement(self.index, "user", elapsed=self._clock.bare_seconds, readings=(reading,))]
+            )
 
     def close(self, *, final: bool = True) -> None:
         """Measure a last time if ``min_runs`` asks for it, say what never ran, and close the file.
@@ -189,7 +184,7 @@ class Lens:
         if self._closed:
             return
         try:
-            if final and self._min_runs >= 2:
+            if final and self._min_runs >= 2 and self._data is not None:
                 self._measure(None, None, forced=True)
             self._recorder.write([*self._starved(), self._summary()])
         finally:
@@ -197,7 +192,11 @@ class Lens:
             self._recorder.close()
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.close(final=False)  # Python calls no __exit__ then
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -206,22 +205,23 @@ class Lens:
 
     def _measure(self, loss: Tensor | float | None, batch: Batch | None, *, forced: bool = False) -> None:
         """Measure every probe that can pay (or all, when forced), and write what they answered as one transaction."""
-        begun = synchronized_clock(self._model)
-        elapsed = self._bare_seconds()
         done: list[Measurement] = []
-        try:
-            step = self._moment(loss, batch)
-            for name, probe in self._probes.items():
-                if self._measured_at[name] != self.index and (forced or self._affords(name, probe, step, elapsed)):
-                    self._measure_one(name, probe, step, elapsed, done)
-        except Exception as error:
-            if self._raising:
-                raise
-            self._warn_once("lens", f"nothing could be measured at step {self.index}: {type(error).__name__}: {error}")
-        finally:
-            if done:
-                self._recorder.write(done)
-            self._lens_seconds += synchronized_clock(self._model) - begun
+        elapsed = self._clock.bare_seconds
+        with self._clock.measuring(self._model):
+            try:
+                step = self._moment(loss, batch)
+                for name, probe in self._probes.items():
+                    if self._measured_at[name] != self.index and (forced or self._affords(name, probe, step, elapsed)):
+                        self._measure_one(name, probe, step, elapsed, done)
+            except Exception as error:
+                if self._raising:
+                    raise
+                message = f"{type(error).__name__}: {error}"
+                done.append(Measurement(self.index, "lens", "failed", message, elapsed=elapsed))
+                self._warn_once("lens", f"not all could be measured at step {self.index}: {message}")
+            finally:
+                if done:
+                    self._recorder.write(done)
 
     def _measure_one(self, name: str, probe: Probe, step: Step, elapsed: float, done: list[Measurement]) -> None:
         previous = self._recorder.previous(name)
@@ -238,6 +238,8 @@ class Lens:
 
     def _moment(self, loss: Tensor | float | None, batch: Batch | None) -> Step:
         data = batch if self._data is None else self._data
+        if data is None:
+            raise ValueError("there are no probe data: pass data= to the lens or batch= to step")
         risk = self._risk(data)
         value = None if loss is None else float(loss.detach() if isinstance(loss, Tensor) else loss)
         update = self._update.take() if self._update is not None else None
@@ -259,30 +261,26 @@ class Lens:
 
     def _remember(self) -> None:
         """Keep the parameters of the step before a due one: a probe wants to know the update."""
-        begun = time.perf_counter()
-        if self._update is not None:
-            self._update.remember()
-        self._lens_seconds += time.perf_counter() - begun
-
-    def _bare_seconds(self) -> float:
-        return 0.0 if self._begun is None else time.perf_counter() - self._begun - self._lens_seconds
+        with self._clock.measuring(self._model):
+            if self._update is not None:
+                self._update.remember()
 
     def _starved(self) -> list[Measurement]:
         never = [name for name, runs in self._runs.items() if runs == 0 and name in self._denied]
         return [Measurement(self.index, name, "starved", self._denied[name]) for name in never]
 
     def _summary(self) -> Measurement:
-        bare = self._bare_seconds()
+        bare = self._clock.bare_seconds
         readings = (
             Reading("bare_seconds", bare, units="s"),
-            Reading("lens_seconds", self._lens_seconds, units="s"),
-            Reading("overhead", self.overhead),
+            Reading("lens_seconds", self._clock.lens_seconds, units="s"),
+            Reading("overhead", self._clock.overhead),
         )
         return Measurement(self.index, "lens", message="closed", elapsed=bare, readings=readings)
 
     def _not_running(self) -> None:
         if not self._closed:
-            self._begun = time.perf_counter()  # used without `with`: the clock runs from the first step
+            self._clock.start()  # used without `with`: the clock runs from the first step
         elif not self.disabled:
             self._warn_once("closed", "the lens is closed: nothing is recorded any more")
 
@@ -297,9 +295,3 @@ def _check(min_runs: int, on_error: str) -> None:
         raise ValueError(f"min_runs must be 0, 1 (the first step) or 2 (the first and the last); got {min_runs!r}")
     if on_error not in ("warn", "raise"):
         raise ValueError(f"on_error must be 'warn' or 'raise'; got {on_error!r}")
-
-
-def _temporary() -> Path:
-    path = Path(tempfile.mkdtemp(prefix="normlens-")) / "run.sqlite"
-    print(f"normlens: no out= was given; this run is kept in {path}", file=sys.stderr)
-    return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -12,11 +11,12 @@ import torch
 
 from normlens.risk import EmpiricalRisk
 from normlens.run.capture import Activation, Layers, capture, choose
+from normlens.run.clock import synchronized_time
 from normlens.run.isolation import undisturbed
 from normlens.run.probe import Previous, Probe, Step
 from normlens.run.reading import Measurement, Reading
 
-__all__ = ["Activations", "measure", "synchronized_clock"]
+__all__ = ["Activations", "measure"]
 
 
 @dataclass
@@ -43,7 +43,7 @@ def measure(
     Only an ``Exception`` is contained; KeyboardInterrupt and the like pass, after the model was restored.
     """
     generator = torch.Generator().manual_seed((seed << 32) + step.index)
-    start = synchronized_clock(model)
+    start = synchronized_time(model)
     readings: tuple[Reading, ...] = ()
     error: Exception | None = None
     try:
@@ -52,20 +52,10 @@ def measure(
             readings = _unique(probe(replace(step, previous=previous, generator=generator)))
     except Exception as caught:
         error = caught
-    seconds = synchronized_clock(model) - start
+    seconds = synchronized_time(model) - start
     status, message = ("ok", "") if error is None else ("failed", _describe(error))
     mode = step.risk.mode
     return Measurement(step.index, name, status, message, mode, seconds, elapsed, readings), error
-
-
-def synchronized_clock(model: torch.nn.Module) -> float:
-    """Return the time in seconds, after all that the model's accelerator still had to do is done."""
-    device = next((p.device.type for p in model.parameters()), "cpu")
-    if device == "cuda":
-        torch.cuda.synchronize()
-    elif device == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter()
 
 
 def _stand(risk: EmpiricalRisk) -> None:

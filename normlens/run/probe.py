@@ -97,6 +97,6 @@ def named_probes(probes: Sequence[Probe]) -> dict[str, Probe]:
         if not isinstance(probe, Probe) or isinstance(probe, type):
             raise ValueError(f"probes must be instances with cost(step) and __call__(step); got {probe!r}")
         name = probe_name(probe)
-        same = sum(1 for other in named.values() if type(other) is type(probe))
+        same = sum(1 for other in named.values() if probe_name(other) == name)
         named[f"{name}_{same + 1}" if same else name] = probe
     return named

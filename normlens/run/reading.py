@@ -15,6 +15,7 @@ Status = str
 """``ok``; ``failed`` (the probe raised); ``starved`` (the time budget never allowed it); ``note`` (the lens itself)."""
 
 _KINDS = "biufc"  # bool, integers, floats, complex: nothing that could hold an object
+_WIDEST = {"c": 16}  # bytes of a number, 8 for all other kinds: long doubles differ from machine to machine
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Reading:
 
     Attributes:
         name: what was read, e.g. ``"offset"``.
-        value: a float, or an array with one named dimension for each axis.
+        value: a float, or an array with one named dimension for each axis; it is copied, so that a view of a live
+            tensor does not change afterwards.
         layer: the module it belongs to, as in ``model.named_modules()``; "" for the whole network.
         units: the physical unit ("nats", "s"); None for a dimensionless number.
         error: one standard error of ``value``, or a bound; nan where the probe cannot know.
@@ -44,16 +46,17 @@ class Reading:
 
     def __post_init__(self) -> None:
         array = np.asarray(self.value)
-        if array.dtype.kind not in _KINDS:
+        if array.dtype.kind not in _KINDS or array.dtype.itemsize > _WIDEST.get(array.dtype.kind, 8):
             raise ValueError(
-                f"the value of reading {self.name!r} must be numeric; got {array.dtype} ({type(self.value)})"
+                f"the value of reading {self.name!r} must be numeric, of at most 64 bits (complex: 128); "
+                f"got {array.dtype} ({type(self.value)}); convert it, e.g. with float() or astype('float64')"
             )
         if array.ndim != len(self.dims):
             raise ValueError(
                 f"reading {self.name!r} needs one name in dims for each axis of its value: "
                 f"got shape {array.shape} and dims {self.dims}; pass e.g. dims=('channel',)"
             )
-        object.__setattr__(self, "value", array if array.ndim else array.item())
+        object.__setattr__(self, "value", array.copy() if array.ndim else array.item())
         object.__setattr__(self, "error", float(self.error))
         object.__setattr__(self, "n", int(self.n))
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from normlens.run.errors import RunError
@@ -20,7 +23,7 @@ class Recorder:
     """Writes measurements, and remembers for every probe the first and the last thing that it read.
 
     Args:
-        out: the run's path.
+        out: the run's path; None for a temporary file, and a line that says where.
         header: see :func:`normlens.run.header.session_header`.
         resume: continue an existing run.
         first_step: steps taken already; None for the last recorded one.
@@ -29,14 +32,14 @@ class Recorder:
 
     def __init__(
         self,
-        out: str | os.PathLike[str],
+        out: str | os.PathLike[str] | None,
         header: Mapping[str, Any],
         *,
         resume: bool = False,
         first_step: int | None = None,
         raising: bool = False,
     ) -> None:
-        path = run_path(out)
+        path = run_path(_temporary() if out is None else out)
         earlier = Run(path) if resume and path.exists() else None
         steps = [m.step for m in earlier.measurements] if earlier else []
         self.first_step = first_step if first_step is not None else max(steps, default=0)
@@ -45,7 +48,7 @@ class Recorder:
         for measurement in earlier.with_readings() if earlier else ():
             if measurement.step < self.first_step:
                 self._remember(measurement)
-        self._writer = RunWriter(out, header, resume=resume, first_step=self.first_step)
+        self._writer = RunWriter(path, header, resume=resume, first_step=self.first_step)
         self.path = self._writer.path
         self._raising = raising
         self._lost = 0
@@ -86,3 +89,9 @@ class Recorder:
             readings = {(r.layer, r.name): r for r in measurement.readings}
             self._first.setdefault(measurement.probe, readings)
             self._last[measurement.probe] = readings
+
+
+def _temporary() -> Path:
+    path = Path(tempfile.mkdtemp(prefix="normlens-")) / "run.sqlite"
+    print(f"normlens: no out= was given; this run is kept in {path}", file=sys.stderr)
+    return path

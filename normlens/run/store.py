@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from normlens.run.errors import NotRecordedError, RunCorruptError, RunError, RunFormatError, RunNotFoundError
+from normlens.run.errors import NotRecordedError, RunCorruptError, RunError, RunNotFoundError
 from normlens.run.reading import Measurement, Reading
-from normlens.run.record import checksum, decode_json, decode_reading
-from normlens.run.schema import check_format, connect
+from normlens.run.record import MEASUREMENT, SESSION, decode_json, decode_measurement, decode_reading, is_whole
+from normlens.run.schema import check_format, most_rows, open_to_read
 from normlens.run.writer import run_path
 
 if TYPE_CHECKING:
@@ -44,14 +44,11 @@ class Run:
     """
 
     def __init__(self, path: Path, *, recover: bool = False) -> None:
-        self.path = path
+        self.path = path.absolute()
         self.damage: tuple[str, ...] = ()
         self._recover = recover
         with self._reading() as connection:
-            if not recover:
-                check_format(connection, path)
-            elif connection.execute("PRAGMA user_version").fetchone()[0] == 0:
-                raise RunFormatError(f"{path} is not a normlens run")
+            check_format(connection, self.path, lenient=recover)
 
     @property
     def name(self) -> str:
@@ -67,8 +64,11 @@ class Run:
     def sessions(self) -> list[dict[str, Any]]:
         """The headers of all sessions, with the ``first_step`` of each, in order."""
         headers = []
-        for row in self._rows("SELECT id, first_step, header, checksum FROM session ORDER BY id", "sessions"):
-            headers.append({**decode_json(row[2], where=f"session {row[0]}"), "first_step": row[1]})
+        for index, first_step, text in self._rows("session"):
+            header = decode_json(text, where=f"{self.path}, session {index}")
+            if not isinstance(header, dict):
+                raise RunCorruptError(f"{self.path}, session {index}: the header is no JSON object")
+            headers.append({**header, "first_step": first_step})
         return headers
 
     @property
@@ -86,13 +86,14 @@ class Run:
         return sorted({m.step for _, m, _ in self._measurements() if m.probe == probe and m.status == "ok"})
 
     def readings(self, probe: str, step: int) -> tuple[Reading, ...]:
-        """Return what ``probe`` read at ``step``.
+        """Return what ``probe`` read at ``step``, in one measurement or in several.
 
         Raises:
-            NotRecordedError: it was not measured then.
+            NotRecordedError: it was not measured then, or failed.
         """
-        for measurement in self.with_readings(probe, (step,)):
-            return measurement.readings
+        found = [m for m in self.with_readings(probe, (step,)) if m.status == "ok" or m.readings]
+        if found:
+            return tuple(reading for measurement in found for reading in measurement.readings)
         raise NotRecordedError(f"{self.name}: {probe!r} was not measured at step {step}; steps: {self.steps(probe)}")
 
     def frame(self, probe: str) -> pd.DataFrame:
@@ -116,11 +117,12 @@ class Run:
         """Return the tidy tables of all probes in one, with a leading column ``probe``."""
         import pandas as pd
 
+        from normlens.run.table import COLUMNS
+
         frames = [self.frame(probe).assign(probe=probe) for probe in self.probes]
-        if not frames:
-            return pd.DataFrame(columns=["probe", "step", "layer", "unit", "name", "value", "error"])
-        table = pd.concat(frames, ignore_index=True)
-        return table[["probe", *table.columns.drop("probe")]]
+        filled = [frame for frame in frames if len(frame)]  # an empty one would change the types of the others
+        table = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=["probe", *COLUMNS])
+        return table[["probe", *COLUMNS]]
 
     def array(self, probe: str, name: str, *, layer: str = "", step: int | None = None) -> LabeledArray:
         """Return one reading with its coordinates: at one step, or stacked over all steps.
@@ -130,7 +132,7 @@ class Run:
 
         Raises:
             NotRecordedError: there is no such reading.
-            ValueError: the shape changes from step to step, so that they cannot be stacked.
+            ValueError: the shape or a coordinate changes from step to step, so that they cannot be stacked.
         """
         steps = (step,) if step is not None else tuple(self.steps(probe))
         found = [(m.step, m.readings, r) for m in self.with_readings(probe, steps) for r in m.readings]
@@ -138,11 +140,15 @@ class Run:
         if not found:
             raise NotRecordedError(f"{self.name}: no reading {probe}/{name} for layer {layer!r} at step {step}")
         _, others, reading = found[-1]
-        coords = {dim: _coordinate(others, reading, axis) for axis, dim in enumerate(reading.dims)}
+        coords = _coordinates(others, reading)
         if step is not None:
             return LabeledArray(reading.array, coords)
-        if len({r.array.shape for _, _, r in found}) > 1:
+        if len({(r.dims, r.array.shape) for _, _, r in found}) > 1:
             raise ValueError(f"{probe}/{name} of {layer!r} changes its shape over the run; pass step=")
+        for _, others, reading in found:
+            changed = [dim for dim, at in _coordinates(others, reading).items() if not _equal(at, coords[dim])]
+            if changed:
+                raise ValueError(f"{probe}/{name} of {layer!r} changes its {changed[0]!r} over the run; pass step=")
         stacked = np.stack([r.array for _, _, r in found])
         return LabeledArray(stacked, {"step": np.array([at for at, _, _ in found]), **coords})
 
@@ -161,32 +167,36 @@ class Run:
 
     def _readings(self, first: int, count: int) -> tuple[Reading, ...]:
         with self._reading() as connection:
-            rows = connection.execute(
-                "SELECT * FROM reading WHERE id BETWEEN ? AND ? ORDER BY id", (first, first + count - 1)
-            ).fetchall()
-        if [row[0] for row in rows] != list(range(first, first + count)):
+            query = "SELECT * FROM reading WHERE id >= ? ORDER BY id LIMIT ?"
+            rows = connection.execute(query, (first, min(count, most_rows(self.path)))).fetchall()
+        if len(rows) != count or [row[0] for row in rows] != list(range(first, first + count)):
             raise RunCorruptError(f"{self.path}: readings are missing between {first} and {first + count - 1}")
         return tuple(decode_reading(row[1:], where=f"{self.path}, reading {row[0]}") for row in rows)
 
     def _measurements(self) -> list[tuple[int, Measurement, int]]:
-        rows = self._rows("SELECT * FROM measurement ORDER BY id", "measurements")
-        starts = [(s[0], s[1]) for s in self._rows("SELECT id, first_step, header, checksum FROM session", "sessions")]
+        rows = self._rows("measurement")
+        starts = {session: first_step for session, first_step, _ in self._rows("session")}
+        known = set(starts)
+        for _, session, step, *_ in rows:
+            if session not in known:  # damaged: it hid what it measured again, at the least
+                starts[session] = min(step, starts.get(session, step))
         visible = []
         for _, session, *fields, first, count in rows:
-            if not any(later > session and start <= fields[0] for later, start in starts):
-                visible.append((first, Measurement(*fields), count))
+            if not any(later > session and start <= fields[0] for later, start in starts.items()):
+                visible.append((first, decode_measurement(tuple(fields)), count))
         return visible
 
-    def _rows(self, query: str, counted: str) -> list[tuple[Any, ...]]:
-        """Fetch rows whose last column is their checksum, verify each, and verify that none is missing."""
+    def _rows(self, table: str) -> list[tuple[Any, ...]]:
+        """Fetch the rows of a table, verify each against its checksum, and verify that none is missing."""
+        types = {"session": SESSION, "measurement": MEASUREMENT}[table]
         with self._reading() as connection:
             connection.execute("BEGIN")  # one snapshot for the rows and the count of them
-            expected = self._count(connection, counted)
-            rows = self._fetch(connection, query)
-        whole = [row[:-1] for row in rows if checksum(*row[:-1]) == row[-1]]
-        if [row[0] for row in whole] != list(range(1, expected + 1)):
-            self._complain(RunCorruptError(f"{self.path}: {expected} {counted} were written, {len(whole)} are whole"))
-        return whole
+            expected = self._count(connection, table)
+            rows = self._fetch(connection, f"SELECT * FROM {table} ORDER BY id LIMIT {most_rows(self.path)}")
+        whole = {row[0]: row[:-1] for row in rows if is_whole(row, types)}
+        if expected is not None and (len(whole) != expected or list(whole) != list(range(1, expected + 1))):
+            self._complain(RunCorruptError(f"{self.path}: {expected} {table}s were written, {len(whole)} are whole"))
+        return [whole[index] for index in sorted(whole)]
 
     def _fetch(self, connection: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:
         """Fetch row by row, so that in recovery what lies before a fault is kept."""
@@ -198,12 +208,12 @@ class Run:
             self._complain(error)
         return rows
 
-    def _count(self, connection: sqlite3.Connection, counted: str) -> int:
-        row = connection.execute("SELECT sessions, measurements, readings, checksum FROM tail").fetchone()
-        if row is None or checksum(*row[:-1]) != row[-1]:
+    def _count(self, connection: sqlite3.Connection, table: str) -> int | None:
+        rows = self._fetch(connection, "SELECT sessions, measurements, readings, checksum FROM tail LIMIT 2")
+        if len(rows) != 1 or not is_whole(rows[0], (int, int, int)):
             self._complain(RunCorruptError(f"{self.path}: the count of its records is damaged"))
-            return 0
-        return int(row[("sessions", "measurements").index(counted)])
+            return None
+        return int(rows[0][("session", "measurement").index(table)])
 
     def _complain(self, error: Exception) -> None:
         if not self._recover:
@@ -211,23 +221,9 @@ class Run:
         if str(error) not in self.damage:
             self.damage = (*self.damage, str(error))
 
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def _reading(self) -> AbstractContextManager[sqlite3.Connection]:
         """A connection for one question: held no longer, so that the writer can always fold its log."""
-        try:
-            connection = connect(self.path, mode="ro")
-        except sqlite3.Error as error:
-            raise RunError(f"cannot open {self.path}: {error}") from error
-        try:
-            yield connection
-        except sqlite3.DatabaseError as error:
-            if "not a database" in str(error):
-                raise RunFormatError(f"{self.path} is not a normlens run: {error}") from error
-            raise RunCorruptError(
-                f"{self.path} is damaged: {error}; open_run(path, recover=True) reads what is whole"
-            ) from error
-        finally:
-            connection.close()
+        return open_to_read(self.path, lenient=self._recover)
 
 
 def open_run(path: str | os.PathLike[str], *, recover: bool = False) -> Run:
@@ -242,13 +238,25 @@ def open_run(path: str | os.PathLike[str], *, recover: bool = False) -> Run:
         RunFormatError: it is not a normlens run, or a newer one.
         RunCorruptError: it is damaged.
     """
-    file = Path(path) if Path(path).is_file() else run_path(path)
-    if not file.is_file():
+    try:
+        file = Path(path) if Path(path).is_file() else run_path(path)
+        found = file.is_file()
+    except OSError as error:
+        raise RunError(f"cannot open the run {path}: {error}") from error
+    if not found:
         raise RunNotFoundError(f"there is no run at {path}: neither that file nor {file} exists")
     return Run(file, recover=recover)
+
+
+def _coordinates(others: Sequence[Reading], reading: Reading) -> dict[str, NDArray[Any]]:
+    return {dim: _coordinate(others, reading, axis) for axis, dim in enumerate(reading.dims)}
 
 
 def _coordinate(others: Sequence[Reading], reading: Reading, axis: int) -> NDArray[Any]:
     dim, size = reading.dims[axis], reading.array.shape[axis]
     named = [r.array for r in others if r.name == dim and r.layer == reading.layer and r.array.shape == (size,)]
     return named[0] if named else np.arange(size)
+
+
+def _equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return one.dtype == other.dtype and one.tobytes() == other.tobytes()  # bit by bit: nan is nan

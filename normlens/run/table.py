@@ -21,7 +21,7 @@ def tidy(measurements: Sequence[Measurement]) -> pd.DataFrame:
     units = [np.arange(r.array.size) if r.array.ndim else np.array([-1]) for _, r in rows]
     index = np.concatenate(units) if units else np.array([], dtype=int)
     unit = pd.arrays.IntegerArray(index, mask=index < 0)
-    columns = {
+    columns = pd.DataFrame({
         "step": [m.step for m, _ in rows],
         "layer": [r.layer for _, r in rows],
         "name": [r.name for _, r in rows],
@@ -29,8 +29,10 @@ def tidy(measurements: Sequence[Measurement]) -> pd.DataFrame:
         "units": [r.units or "" for _, r in rows],
         "n": [r.n for _, r in rows],
         "mode": [m.mode for m, _ in rows],
-    }
-    table = pd.DataFrame(columns).loc[lambda frame: np.repeat(frame.index, sizes)].reset_index(drop=True)
-    table["value"] = np.concatenate([r.array.reshape(-1) for _, r in rows]) if rows else np.array([], dtype=float)
+    }).astype({"step": np.int64, "error": float, "n": np.int64})  # fmt: skip
+    table = columns.loc[np.repeat(columns.index, np.array(sizes, dtype=int))].reset_index(drop=True)
+    values = np.concatenate([r.array.reshape(-1) for _, r in rows]) if rows else np.array([], dtype=float)
+    # Halves and singles as doubles: their shortest decimals, in a CSV, are not those of the same number as a double.
+    table["value"] = values.astype(float) if values.dtype.kind == "f" else values
     table["unit"] = unit
     return table[COLUMNS]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from normlens.run.errors import RunError, RunExistsError
+from normlens.run.errors import RunCorruptError, RunError, RunExistsError
 from normlens.run.reading import Measurement
-from normlens.run.record import checksum, clean_text, encode_reading
+from normlens.run.record import checksum, clean_text, encode_measurement, encode_reading, is_whole
 from normlens.run.schema import check_format, connect, create
 
 __all__ = ["RunWriter", "run_path"]
@@ -21,8 +22,14 @@ SUFFIX = ".sqlite"
 
 
 def run_path(out: str | os.PathLike[str]) -> Path:
-    """Return the file of a run named ``out``: the suffix ``.sqlite`` may be left out."""
+    """Return the file of a run named ``out``: the suffix ``.sqlite`` may be left out.
+
+    Raises:
+        RunError: it is not the name of a file.
+    """
     path = Path(out)
+    if not path.name or "\0" in str(path):  # SQLite would cut the name there, and write to another file
+        raise RunError(f"a run needs the name of a file, without NUL characters; got {str(path)!r}")
     return path if path.name.endswith(SUFFIX) else path.with_name(path.name + SUFFIX)
 
 
@@ -51,31 +58,45 @@ class RunWriter:
         resume: bool = False,
         first_step: int = 0,
     ) -> None:
-        self.path = run_path(out)
-        if self.path.exists() and not resume:
+        self.path = run_path(out).absolute()
+        self._pid = os.getpid()
+        text = clean_text(json.dumps(header, default=str))
+        with _failures(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._claim(resume)
+            self._connection = connect(self.path, mode="rw")
+            try:
+                self._files = self._prepare()
+                self._tail = self._begin_session(int(first_step), text)
+                self._places = self._whereabouts()
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _claim(self, resume: bool) -> None:
+        try:
+            self.path.touch(exist_ok=resume)  # one system call: of two processes only one can make it
+        except FileExistsError as error:
             raise RunExistsError(
                 f"{self.path} holds a run already; choose another name, remove it, or pass resume=True to continue it"
-            )
-        self._pid = os.getpid()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = connect(self.path, mode="rwc")
-            self._tail = self._open(json.dumps(header, default=str), first_step)
-        except (OSError, sqlite3.Error) as error:
-            raise RunError(f"cannot write the run {self.path}: {error}") from error
+            ) from error
 
-    def _open(self, header: str, first_step: int) -> tuple[int, int, int]:
+    def _prepare(self) -> tuple[Path, ...]:
+        """Make the tables where there are none, choose the journal, and return the files that hold the records."""
+        new = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+        if not new:
+            check_format(self._connection, self.path)  # before anything is changed: it may be somebody else's
         wal = self._connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] == "wal"
         # NORMAL is durable against a killed process with WAL; with a rollback journal only FULL is.
         self._connection.execute(f"PRAGMA synchronous={'NORMAL' if wal else 'FULL'}")
-        if self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+        if new:
             create(self._connection)
-            self._connection.execute("INSERT INTO tail VALUES (1, 0, 0, 0, ?)", (checksum(0, 0, 0),))
-        check_format(self._connection, self.path)
-        self._tail = self._read_tail()
-        sessions, measurements, readings = self._tail
-        row = (sessions + 1, first_step, clean_text(header))
+        return (self.path, self.path.with_name(self.path.name + "-wal")) if wal else (self.path,)
+
+    def _begin_session(self, first_step: int, header: str) -> tuple[int, int, int]:
         with _Transaction(self._connection):
+            sessions, measurements, readings = self._read_tail()
+            row = (sessions + 1, first_step, header)
             self._connection.execute("INSERT INTO session VALUES (?, ?, ?, ?)", (*row, checksum(*row)))
             return self._advance(sessions + 1, measurements, readings)
 
@@ -88,22 +109,24 @@ class RunWriter:
         """
         if os.getpid() != self._pid:
             raise RunError(f"{self.path} was opened in another process; a fork must not write to it")
-        try:
+        with _failures(self.path):
+            if self._whereabouts() != self._places:
+                raise RunError(f"{self.path} was removed or replaced while it was being written; choose another place")
             with _Transaction(self._connection):
                 if self._read_tail() != self._tail:
                     raise RunError(f"{self.path}: another process has appended to this run; only one may write")
                 tail = self._insert(measurements)
-        except sqlite3.Error as error:
-            raise RunError(f"cannot write to {self.path}: {error}") from error
         self._tail = tail
+
+    def _whereabouts(self) -> list[tuple[int, int]]:
+        """Where the files are: a removed one takes all that is written to it, without an error."""
+        return [(status.st_dev, status.st_ino) for status in map(os.stat, self._files)]
 
     def _insert(self, measurements: Sequence[Measurement]) -> tuple[int, int, int]:
         session, measured, read = self._tail
         for m in measurements:
-            texts = [clean_text(text) for text in (m.probe, m.status, m.message, m.mode)]
-            timing = (float(m.seconds), float(m.elapsed), read + 1, len(m.readings))
-            row = (measured + 1, session, m.step, *texts, *timing)
-            self._connection.execute(f"INSERT INTO measurement VALUES ({_marks(12)})", (*row, checksum(*row)))
+            row = encode_measurement(measured + 1, session, m, read + 1)
+            self._connection.execute(f"INSERT INTO measurement VALUES ({_marks(12)})", row)
             rows = [(read + i, *encode_reading(reading)) for i, reading in enumerate(m.readings, start=1)]
             self._connection.executemany(f"INSERT INTO reading VALUES ({_marks(11)})", rows)
             measured, read = measured + 1, read + len(rows)
@@ -117,9 +140,10 @@ class RunWriter:
         return sessions, measurements, readings
 
     def _read_tail(self) -> tuple[int, int, int]:
-        sessions, measurements, readings = self._connection.execute(
-            "SELECT sessions, measurements, readings FROM tail"
-        ).fetchone()
+        row = self._connection.execute("SELECT sessions, measurements, readings, checksum FROM tail").fetchone()
+        if row is None or not is_whole(row, (int, int, int)):
+            raise RunCorruptError(f"{self.path}: the count of its records is damaged")
+        sessions, measurements, readings, _ = row
         return sessions, measurements, readings
 
     def close(self) -> None:
@@ -128,13 +152,14 @@ class RunWriter:
             return
         try:
             # A reader that holds the file keeps the log alive: it stays beside the file, and nothing is lost.
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._connection.execute("PRAGMA busy_timeout=200")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._connection.execute("PRAGMA journal_mode=DELETE")
         except sqlite3.Error:
             pass
         finally:
             self._connection.close()
+            self._files, self._places = (), []
 
     def __enter__(self) -> RunWriter:
         return self
@@ -163,6 +188,17 @@ class _Transaction:
         finally:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+
+
+@contextmanager
+def _failures(path: Path) -> Iterator[None]:
+    """Turn what the system or SQLite raises into a RunError."""
+    try:
+        yield
+    except RunError:
+        raise
+    except (OSError, sqlite3.Error, OverflowError) as error:
+        raise RunError(f"cannot write the run {path}: {error}") from error
 
 
 def _marks(n: int) -> str:

@@ -1,0 +1,9 @@
+"""Small networks to look at: every one takes ``norm=`` (a name, a layer or None) and where it stands."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["blocks", "cnn", "mlp", "normalization", "residual", "resnet", "shapes", "weight_layers"],
+    submod_attrs={"cnn": ["CNN"], "mlp": ["MLP"], "resnet": ["ResNet"]},
+)
