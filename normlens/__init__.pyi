@@ -7,9 +7,9 @@ from . import probes as probes
 from .estimate import Estimate as Estimate
 from .report.diagnose import diagnose as diagnose
 from .report.html import write_report as write_report
+from .report.notebook import Run as Run
+from .report.notebook import open_run as open_run
 from .risk import EmpiricalRisk as EmpiricalRisk
 from .run.lens import Lens as Lens
-from .run.store import Run as Run
-from .run.store import open_run as open_run
 
 __version__: str

@@ -23,7 +23,8 @@ def preserved_random_state(seed: int | None = None) -> Iterator[None]:
     Args:
         seed: the seed of torch's default generators inside the block; None leaves them where they stand.
     """
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's state, to be put back
+    # Not the legacy tuple: it knows only one of NumPy's generators, and warns of any other that the user has set.
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002 - theirs, to be put back
     generators = _torch_generators()
     states = [generator.get_state() for generator in generators]
     try:
@@ -40,7 +41,7 @@ def preserved_random_state(seed: int | None = None) -> Iterator[None]:
 
 def _torch_generators() -> list[torch.Generator]:
     generators = [torch.default_generator]
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         generators += list(torch.cuda.default_generators)
     if torch.backends.mps.is_available():
         generators.append(torch.mps._get_default_mps_generator())

@@ -99,10 +99,16 @@ class EmpiricalRisk:
 
     def _batch_gradient(self, batch: Batch) -> dict[str, Tensor]:
         theta = {name: tensor.clone().requires_grad_() for name, tensor in self.parameters.items()}
-        with torch.enable_grad():
-            loss = self._batch_loss(theta, batch)
-        gradients = torch.autograd.grad(loss, list(theta.values()), allow_unused=True, materialize_grads=True)
-        return dict(zip(theta, gradients, strict=True))
+
+        def gradients(outputs: Any) -> tuple[Tensor, ...]:
+            loss = self._loss(outputs, _split(batch)[1])
+            if not loss.requires_grad:  # it uses none of them
+                return tuple(map(torch.zeros_like, theta.values()))
+            return torch.autograd.grad(loss, list(theta.values()), allow_unused=True, materialize_grads=True)
+
+        # The backward pass is run in there, too: a checkpointed block computes its forward pass again.
+        with torch.enable_grad(), self._undisturbed():
+            return dict(zip(theta, self._call_with(theta, batch, gradients), strict=True))
 
     def _batch_loss(self, theta: Named, batch: Batch) -> Tensor:
         with self._undisturbed():
@@ -121,11 +127,12 @@ class EmpiricalRisk:
             raise ValueError("the data must hold at least one sample; got none (an exhausted iterator? pass a list)")
         return {name: value / n for name, value in total.items()}
 
-    def _call_with(self, theta: Named, batch: Batch) -> Any:
+    def _call_with(self, theta: Named, batch: Batch, use: Callable[[Any], Any] | None = None) -> Any:
+        """Return the outputs at ``theta``, or what ``use`` makes of them while the model still stands there."""
         state = {f"model.{name}": tensor.detach().clone() for name, tensor in self.model.named_buffers()}
         state |= {f"model.{name}": tensor.detach() for name, tensor in self.model.named_parameters()}
         state |= {f"model.{name}": tensor for name, tensor in theta.items()}
-        return functional_call(self._call, state, (_split(batch)[0],))
+        return functional_call(self._call, state, (_split(batch)[0], use))
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
@@ -146,8 +153,9 @@ class _Forward(torch.nn.Module):
         self.model = model
         self._call = call
 
-    def forward(self, inputs: Any) -> Any:
-        return self._call(self.model, inputs)
+    def forward(self, inputs: Any, use: Callable[[Any], Any] | None) -> Any:
+        outputs = self._call(self.model, inputs)
+        return outputs if use is None else use(outputs)
 
 
 def eager_module(model: torch.nn.Module) -> torch.nn.Module:

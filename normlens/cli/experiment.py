@@ -99,8 +99,8 @@ class Experiment:
     def _loop(self, model: nn.Module, optimizer: torch.optim.Optimizer, lens: Lens, name: str, seed: int) -> None:
         o = self.options
         loader = self.data.loader(o.batch_size, seed=seed)
-        silent = o.quiet or o.json
-        with tqdm(total=o.epochs * len(loader), desc=name, disable=silent, file=sys.stderr, unit="step") as bar:
+        hidden = True if o.quiet or o.json else None  # None: shown on a terminal, not in a log file
+        with tqdm(total=o.epochs * len(loader), desc=name, disable=hidden, file=sys.stderr, unit="step") as bar:
             for epoch in range(1, o.epochs + 1):
                 for x, y in loader:
                     loss = nn.functional.cross_entropy(model(x.to(o.device)), y.to(o.device))

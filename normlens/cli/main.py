@@ -67,3 +67,7 @@ def _say(what: str, error: BaseException, code: int) -> int:
         raise error
     print(f"normlens: {what}{': ' if str(error) else ''}{error}", file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":
+    entry()

@@ -16,7 +16,7 @@ _COLORS = {"sick": "31", "look": "33", "note": "36"}
 
 def print_verdicts(runs: Mapping[str, Run]) -> None:
     """Print the table of the runs, then their findings, worst first."""
-    print(summary(runs).to_string(index=False))
+    print(summary(runs).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     for label, run in runs.items():
         for finding in diagnose(run):
             where = " ".join(filter(None, [finding.layer, "" if finding.step is None else f"step {finding.step}"]))

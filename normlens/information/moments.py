@@ -52,13 +52,14 @@ class Moments:
         if samples.ndim != 3 or samples.shape[0] * samples.shape[1] == 0:
             raise ValueError(f"moments need values of shape (samples, positions, channels); got {tuple(samples.shape)}")
         chunks = torch.split(samples, max(1, _CHUNK // max(1, samples[0].numel())))
-        sample_means = torch.cat([_double(chunk).mean(1) for chunk in chunks])
+        origin = _double(samples[0, 0])  # counted from a value of its own, a constant channel has no variance at all
+        sample_means = torch.cat([(_double(chunk) - origin).mean(1) for chunk in chunks])
         mean = sample_means.mean(0)
-        squares = torch.cat([(_double(chunk) - mean).square().mean(1) for chunk in chunks])
+        squares = torch.cat([(_double(chunk) - origin - mean).square().mean(1) for chunk in chunks])
         variance = squares.mean(0)
         return cls(
             samples.shape[0] * samples.shape[1],
-            mean,
+            origin + mean,
             variance,
             _standard_error(sample_means),
             _standard_error(squares) / (2 * variance),

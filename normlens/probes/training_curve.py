@@ -65,6 +65,7 @@ def _is_classification(outputs: object, targets: object) -> bool:
         and isinstance(targets, Tensor)
         and outputs.ndim == targets.ndim + 1
         and outputs.ndim >= 2
+        and outputs.shape[:1] + outputs.shape[2:] == targets.shape  # classes are dimension 1, as in cross_entropy
         and not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -15,8 +16,8 @@ __all__ = ["to_csv", "to_jsonl", "to_netcdf", "to_parquet"]
 
 
 def to_csv(run: Run, path: Path) -> None:
-    """Write the tidy table of all probes as CSV (UTF-8, a header line)."""
-    run.to_pandas().to_csv(path, index=False)
+    """Write the tidy table of all probes as CSV (UTF-8, a header line, all text in quotes)."""
+    run.to_pandas().to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)  # a name may hold a carriage return
 
 
 def to_jsonl(run: Run, path: Path) -> None:

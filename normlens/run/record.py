@@ -112,7 +112,9 @@ def decode_reading(columns: tuple[Any, ...], *, where: str) -> Reading:
     if not isinstance(named, list) or len(named) != array.ndim or not all(isinstance(dim, str) for dim in named):
         raise RunCorruptError(f"{where}: dims {named!r:.80} do not name the axes of shape {array.shape}")
     value = array if array.ndim else array.item()
-    return Reading(name, value, layer=layer, units=units, error=_restored(error), dims=tuple(named), n=n)
+    return Reading(
+        name, value, layer=layer, units=units, error=_restored(error), dims=tuple(map(clean_text, named)), n=n
+    )
 
 
 def decode_json(text: str, *, where: str) -> Any:

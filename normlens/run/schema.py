@@ -17,8 +17,10 @@ from normlens.run.record import checksum
 
 __all__ = [
     "APPLICATION_ID",
+    "FAULTS",
     "SCHEMA_VERSION",
     "TABLES",
+    "beside",
     "check_format",
     "connect",
     "create",
@@ -29,6 +31,7 @@ __all__ = [
 APPLICATION_ID = 0x4E4C454E  # "NLEN"
 SCHEMA_VERSION = 1
 _NAMES_ANOTHER_FILE = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"  # how a rollback journal over several files ends
+FAULTS = (sqlite3.Error, UnicodeDecodeError)  # what sqlite3 raises: it may cite a damaged text, and fail to decode it
 
 TABLES = {
     "session": "CREATE TABLE session (id INTEGER PRIMARY KEY, first_step INTEGER, header TEXT, checksum INTEGER)",
@@ -52,6 +55,7 @@ def connect(path: Path, *, mode: str, lenient: bool = False) -> sqlite3.Connecti
     """
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     connection = sqlite3.connect(uri, uri=True, timeout=30.0, isolation_level=None, check_same_thread=False)
+    connection.text_factory = _text
     for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0", f"writable_schema={int(lenient)}"):
         connection.execute(f"PRAGMA {pragma}")
     return connection
@@ -104,17 +108,27 @@ def open_to_read(path: Path, *, lenient: bool) -> Iterator[sqlite3.Connection]:
     try:
         with closing(connect(path, mode=_reading_mode(path), lenient=lenient)) as connection:
             yield connection
-    except sqlite3.Error as error:
+    except FAULTS as error:
         raise _explained(error, path) from error
 
 
 def most_rows(path: Path) -> int:
     """Return how many rows the file can hold: a hostile tree of pages could offer the same ones over and over."""
-    return sum(map(_size, (_beside(path, "-wal"), path))) // 8
+    return sum(map(_size, (beside(path, "-wal"), path))) // 8
 
 
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
+def beside(path: Path, suffix: str) -> Path:
+    """Return the file that SQLite keeps beside ``path``, where that really is."""
+    real = path.resolve()
+    return real.with_name(real.name + suffix)
+
+
+def _text(raw: bytes) -> str | bytes:
+    """Decode a text of the file; one that is not UTF-8 stays bytes, which no column of ours may hold."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
 
 
 def _size(path: Path) -> int:
@@ -130,14 +144,25 @@ def _reading_mode(path: Path) -> str:
     Not where that journal names another file: SQLite would delete it.
     """
     try:
-        with _beside(path.resolve(), "-journal").open("rb") as journal:
+        with beside(path, "-journal").open("rb") as journal:
             journal.seek(-8, os.SEEK_END)
-            return "ro" if journal.read() == _NAMES_ANOTHER_FILE else "rw"
+            names_another_file = journal.read() == _NAMES_ANOTHER_FILE
     except OSError:
         return "ro"
+    return "rw" if _is_left_over(path) and not names_another_file else "ro"
 
 
-def _explained(error: sqlite3.Error, path: Path) -> RunError:
+def _is_left_over(path: Path) -> bool:
+    """Whether the journal belongs to no living writer: SQLite knows by the lock that the writer would hold."""
+    with closing(connect(path, mode="ro")) as connection:
+        try:
+            connection.execute("PRAGMA schema_version")
+        except sqlite3.OperationalError as error:
+            return error.sqlite_errorcode == sqlite3.SQLITE_READONLY_ROLLBACK
+    return False
+
+
+def _explained(error: Exception, path: Path) -> RunError:
     if not path.exists():
         return RunNotFoundError(f"there is no run at {path} any more")
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # the rest is detail

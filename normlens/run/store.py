@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from normlens.run.errors import NotRecordedError, RunCorruptError, RunError, RunNotFoundError
 from normlens.run.reading import Measurement, Reading
 from normlens.run.record import MEASUREMENT, SESSION, decode_json, decode_measurement, decode_reading, is_whole
-from normlens.run.schema import check_format, most_rows, open_to_read
+from normlens.run.schema import FAULTS, check_format, most_rows, open_to_read
 from normlens.run.writer import run_path
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Run:
             if probe in (None, measurement.probe) and (steps is None or measurement.step in steps):
                 try:
                     yield replace(measurement, readings=self._readings(first, count))
-                except (RunCorruptError, sqlite3.Error) as error:
+                except RunCorruptError as error:
                     self._complain(error)
 
     def _readings(self, first: int, count: int) -> tuple[Reading, ...]:
@@ -204,7 +204,7 @@ class Run:
         try:
             for row in connection.execute(query):
                 rows.append(row)
-        except sqlite3.Error as error:
+        except FAULTS as error:
             self._complain(error)
         return rows
 

@@ -14,7 +14,7 @@ from typing import Any
 from normlens.run.errors import RunCorruptError, RunError, RunExistsError
 from normlens.run.reading import Measurement
 from normlens.run.record import checksum, clean_text, encode_measurement, encode_reading, is_whole
-from normlens.run.schema import check_format, connect, create
+from normlens.run.schema import FAULTS, beside, check_format, connect, create
 
 __all__ = ["RunWriter", "run_path"]
 
@@ -91,7 +91,7 @@ class RunWriter:
         self._connection.execute(f"PRAGMA synchronous={'NORMAL' if wal else 'FULL'}")
         if new:
             create(self._connection)
-        return (self.path, self.path.with_name(self.path.name + "-wal")) if wal else (self.path,)
+        return (self.path, beside(self.path, "-wal")) if wal else (self.path,)
 
     def _begin_session(self, first_step: int, header: str) -> tuple[int, int, int]:
         with _Transaction(self._connection):
@@ -197,7 +197,7 @@ def _failures(path: Path) -> Iterator[None]:
         yield
     except RunError:
         raise
-    except (OSError, sqlite3.Error, OverflowError) as error:
+    except (OSError, OverflowError, *FAULTS) as error:
         raise RunError(f"cannot write the run {path}: {error}") from error
 
 

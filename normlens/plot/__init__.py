@@ -1,0 +1,19 @@
+"""One figure per file: run(s) -> Axes; and ``f_data``: the same as a table. No figure knows a model.
+
+Imported eagerly: figure and module share their name, so a lazy index would hand out the module instead of the function.
+"""
+
+from normlens.plot.activation_drift import activation_drift as activation_drift
+from normlens.plot.activation_drift import activation_drift_data as activation_drift_data
+from normlens.plot.dead_channels import dead_channels as dead_channels
+from normlens.plot.dead_channels import dead_channels_data as dead_channels_data
+from normlens.plot.elimination import elimination as elimination
+from normlens.plot.elimination import elimination_data as elimination_data
+from normlens.plot.gradient_norm import gradient_norm as gradient_norm
+from normlens.plot.gradient_norm import gradient_norm_data as gradient_norm_data
+from normlens.plot.overview import overview as overview
+from normlens.plot.overview import overview_data as overview_data
+from normlens.plot.statdiff import statdiff as statdiff
+from normlens.plot.statdiff import statdiff_data as statdiff_data
+from normlens.plot.training_curve import training_curve as training_curve
+from normlens.plot.training_curve import training_curve_data as training_curve_data

@@ -1,0 +1,154 @@
+"""overview: everything that was measured of the runs on one sheet, over the same optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.gridspec import GridSpec, GridSpecFromSubplotSpec
+from matplotlib.lines import Line2D
+
+from normlens.plot.activation_drift import activation_drift, activation_drift_data
+from normlens.plot.canvas import DIRECT, STEPS, figure_of, insets
+from normlens.plot.collect import named
+from normlens.plot.dead_channels import dead_channels, dead_channels_data
+from normlens.plot.elimination import elimination, elimination_data
+from normlens.plot.gradient_norm import gradient_norm, gradient_norm_data
+from normlens.plot.statdiff import statdiff, statdiff_data
+from normlens.plot.style import NEUTRAL, label, palette, title
+from normlens.plot.training_curve import training_curve, training_curve_data
+from normlens.run.errors import NotRecordedError
+from normlens.run.store import Run
+
+__all__ = ["overview", "overview_data"]
+
+SIZE = (10.0, 10.0)
+"""Inches of the sheet: half of it still has letters of 4.5 points."""
+
+Figure_: TypeAlias = Callable[[Run | Mapping[str, Run], Axes | None], Axes]
+
+SHEET: tuple[tuple[tuple[Figure_, int], ...], ...] = (
+    ((training_curve, 1), (gradient_norm, 1)),
+    ((elimination, 1), (dead_channels, 1)),
+    ((activation_drift, 3), (statdiff, 2)),
+)
+"""The rows of the sheet: figures and their shares of the width."""
+
+TABLES = {
+    "training_curve": training_curve_data,
+    "gradient_norm": gradient_norm_data,
+    "elimination": elimination_data,
+    "dead_channels": dead_channels_data,
+    "activation_drift": activation_drift_data,
+    "statdiff": statdiff_data,
+}
+
+
+def overview(runs: Run | Mapping[str, Run], ax: Axes | None = None) -> Axes:
+    """Draw the sheet: a panel for every figure that has data, one legend above them, the same steps on every x axis.
+
+    ``ax`` itself is emptied; the legend and the panels stand in its place in the figure.
+
+    Args:
+        runs: one run, or several by name.
+        ax: where to draw; None makes a new figure of :data:`SIZE`.
+
+    Raises:
+        NotRecordedError: no run has anything that a panel could show.
+    """
+    every = named(runs)
+    rows = [[(figure, share) for figure, share in row if _has(every, TABLES[figure.__name__])] for row in SHEET]
+    rows = [row for row in rows if row]
+    if not rows:
+        names = ", ".join(run.name for run in every.values())
+        raise NotRecordedError(f"{names}: no reading of a probe that the overview shows: training_curve, elimination, "
+                               "activation_drift; pass them to the lens in probes=")  # fmt: skip
+    ax = _sheet() if ax is None else ax
+    ax.set_axis_off()
+    grid = _grid(ax, len(rows))
+    _head(figure_of(ax).add_subplot(grid[0]), every)
+    panels: list[Axes] = []
+    for place, row in enumerate(rows, start=1):
+        shares = [share for _, share in row]
+        cells = GridSpecFromSubplotSpec(1, len(row), grid[place], width_ratios=shares)
+        for column, (figure, share) in enumerate(row):
+            panel = figure(every, figure_of(ax).add_subplot(cells[0, column]))
+            _rewrap(panel, int((SIZE[0] * share / sum(shares) - 1) / 0.073))  # inches of a letter at 9.5 points
+            panels.append(panel)
+    _unify(panels)
+    return ax
+
+
+def overview_data(runs: Run | Mapping[str, Run]) -> pd.DataFrame:
+    """Return what the sheet holds: panel, run and the number of rows in that panel's own table.
+
+    Args:
+        runs: one run, or several by name.
+
+    Raises:
+        NotRecordedError: no run has anything that a panel could show.
+    """
+    every = named(runs)
+    tables = {name: read(every) for name, read in TABLES.items() if _has(every, read)}
+    if not tables:
+        raise NotRecordedError(f"{', '.join(run.name for run in every.values())}: no reading that the overview shows")
+    counts = [table.groupby("run", sort=False).size().rename("rows").reset_index() for table in tables.values()]
+    return pd.concat(counts, keys=tables, names=["panel", None]).reset_index(level="panel").reset_index(drop=True)
+
+
+def _has(runs: Mapping[str, Run], read: Callable[[Mapping[str, Run]], pd.DataFrame]) -> bool:
+    try:
+        return not read(runs).empty
+    except NotRecordedError:
+        return False
+
+
+def _sheet() -> Axes:
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=SIZE, layout="constrained")
+    figure.patch.set_alpha(0.0)
+    return ax
+
+
+def _grid(ax: Axes, rows: int) -> GridSpec | GridSpecFromSubplotSpec:
+    """A low row for the names of the runs, and the rows of the sheet, in the place of ``ax``."""
+    heights = [0.06, *[1.0] * rows]
+    place = ax.get_subplotspec()
+    if place is not None:
+        return GridSpecFromSubplotSpec(rows + 1, 1, place, height_ratios=heights)
+    box = ax.get_position()
+    edges = {"left": box.x0, "right": box.x1, "bottom": box.y0, "top": box.y1}
+    return GridSpec(rows + 1, 1, hspace=0.6, height_ratios=heights, **edges)
+
+
+def _rewrap(panel: Axes, width: int) -> None:
+    text = panel.get_title(loc="left")
+    title(panel, " ".join(text.split()), width, size=9.5, room_below=text.endswith("\n"))
+
+
+def _unify(panels: list[Axes]) -> None:
+    """One legend and one range of steps serve all panels: take the panels' own away."""
+    every = [axes for panel in panels for axes in (panel, *insets(panel))]
+    over_steps = [axes for axes in every if axes.get_xlabel() == STEPS]
+    limits = [axes.get_xlim() for axes in over_steps]
+    for axes in over_steps:
+        axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
+    for axes in every:
+        axes.title.set_fontsize(8)
+        shown = axes.get_legend()
+        if shown is not None:
+            shown.remove()
+        for text in [text for text in axes.texts if text.get_label() == DIRECT]:
+            text.remove()
+
+
+def _head(ax: Axes, runs: Mapping[str, Run]) -> None:
+    """The legend of the sheet: a square of its color before the name of each run."""
+    ax.set_axis_off()
+    handles = [Line2D([], [], color=color, marker="s", linestyle="none", markersize=8) for color in palette(len(runs))]
+    names = [label(name, 32) for name in runs]
+    columns = min(len(names), max(1, 120 // (max(map(len, names)) + 6)))
+    ax.legend(handles, names, loc="center left", ncols=columns, frameon=False, labelcolor=NEUTRAL, fontsize=10)

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from normlens.cli.experiment import plan
+
+
+def options(**changes) -> argparse.Namespace:
+    settings = {
+        "data": "digits", "data_dir": None, "model": "mlp", "norm": "batch_norm,none", "placement": "pre-activation",
+        "probes": None, "epochs": 2, "batch_size": 64, "optimizer": "sgd", "lr": 0.05, "seeds": "3,4", "device": "cpu",
+        "every": None, "budget": 0.25, "out": None, "overwrite": False, "quiet": True, "json": False,
+    }  # fmt: skip
+    return argparse.Namespace(**{**settings, **changes})
+
+
+def test_the_plan_resolves_every_name():
+    experiment = plan(options())
+    assert experiment.norms == ["batch_norm", None]
+    assert experiment.seeds == [3, 4]
+    assert [type(probe).__name__ for probe in experiment.probes] == ["ActivationDrift", "Elimination", "TrainingCurve"]
+    assert "norms   batch_norm, none; seeds 3, 4" in experiment.describe()
+    assert "budget 25% of the training time" in experiment.describe()
+
+
+def test_the_probe_batch_is_the_same_for_every_norm_and_leaves_the_random_state_alone():
+    before = torch.get_rng_state()
+    first, second = (plan(options(norm=norm))._probe_batch() for norm in ("batch_norm", "none"))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_about_forty_measurements_are_made_unless_every_is_given():
+    experiment = plan(options(epochs=20))
+    steps = 20 * 23  # 1442 images in batches of 64
+    assert 40 <= steps // experiment._every <= 45
+    assert plan(options(every=7))._every == 7

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from normlens.cli.main import main
+from normlens.cli.train import split_names
+from normlens.run.store import open_run
+
+SHORT = ["--model", "mlp", "--epochs", "1", "--batch-size", "256", "--every", "3"]
+
+
+def test_one_run_for_each_norm_and_seed_and_a_report(tmp_path, capsys):
+    arguments = ["run", *SHORT, "--norm", "batch_norm,none", "--seeds", "0,1", "--out", str(tmp_path), "--json"]
+    assert main(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert Path(result["report"]).is_file()
+    assert [row["name"] for row in result["runs"]] == [
+        "batch_norm, seed 0", "batch_norm, seed 1", "none, seed 0", "none, seed 1",
+    ]  # fmt: skip
+    run = open_run(tmp_path / "none-seed1")
+    assert run.header["config"]["norm"] == "none"
+    assert run.header["seed"] == 1
+    assert run.steps("training_curve") == [0, 3, 6]
+    assert {"test_accuracy", "epoch"} == set(run.frame("user")["name"])
+
+
+def test_the_same_command_gives_the_same_numbers(tmp_path, capsys):
+    for folder in ("a", "b"):
+        assert main(["run", *SHORT, "--norm", "batch_norm", "--out", str(tmp_path / folder), "--quiet"]) == 0
+    one, two = (open_run(tmp_path / folder / "batch_norm-seed0").frame("training_curve") for folder in "ab")
+    assert one["value"].tolist() == two["value"].tolist()
+
+
+def test_quiet_prints_the_path_of_the_report_alone(tmp_path, capsys):
+    assert main(["run", *SHORT, "--out", str(tmp_path), "--quiet"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path / 'report.html'}\n"
+    assert printed.err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--norm", "bach_norm"], 2, "unknown name 'bach_norm' in nn: did you mean 'batch_norm'"),
+        (["--model", "cmn"], 2, "did you mean 'cnn'"),
+        (["--data", "digit"], 2, "did you mean 'digits'"),
+        (["--probes", "eliminate"], 2, "did you mean 'elimination'"),
+        (["--norm", "batch_norm,batch_norm"], 2, "different names"),
+        (["--seeds", "one"], 2, "--seeds must be integers"),
+        (["--data", "mnist"], 2, "say where they are with --data-dir"),
+        (["--device", "mps"], 2, "torch sees no such device"),
+        (["--model", "mlp", "--norm", "instance_norm"], 4, "model mlp with norm instance_norm: "),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is_trained(arguments, code, words, tmp_path, capsys):
+    assert main(["run", *arguments, "--out", str(tmp_path)]) == code
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_there_is_kept_unless_overwrite_is_given(tmp_path, capsys):
+    arguments = ["run", *SHORT, "--out", str(tmp_path), "--quiet"]
+    assert main(arguments) == 0
+    content = (tmp_path / "batch_norm-seed0.sqlite").read_bytes()
+    assert main(arguments) == 1
+    assert "pass --overwrite to replace it" in capsys.readouterr().err
+    assert (tmp_path / "batch_norm-seed0.sqlite").read_bytes() == content
+    assert main([*arguments, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(("option", "value"), [("--epochs", "0"), ("--lr", "-1"), ("--lr", "inf"), ("--budget", "x")])
+def test_a_number_out_of_its_range_is_a_usage_error(option, value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["run", option, value])
+    assert stop.value.code == 2
+
+
+def test_names_are_split_at_commas_and_blanks_do_not_count():
+    assert split_names(" a, b ,", "norm") == ["a", "b"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_mid_training_leaves_a_readable_run_and_exit_code_130(tmp_path):
+    command = [sys.executable, "-m", "normlens.cli.main", "run", "--epochs", "500", "--every", "20", "--quiet"]
+    process = subprocess.Popen([*command, "--out", str(tmp_path)], stderr=subprocess.DEVNULL)
+    path = tmp_path / "batch_norm-seed0.sqlite"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (path.exists() and path.stat().st_size > 0):
+        time.sleep(0.05)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    run = open_run(path)
+    assert len(run.steps("training_curve")) > 1
+    assert run.probes[-1] == "lens"
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from normlens.plot import overview, overview_data
+from normlens.run.reading import Measurement, Reading
+
+
+def draw(runs, figure=None):
+    figure = figure or Figure(figsize=(10, 10), layout="constrained")
+    overview(runs, figure.add_subplot())
+    return figure
+
+
+def every_axes(figure):
+    return [axes for top in figure.axes for axes in (top, *top.child_axes)]
+
+
+def test_all_panels_over_steps_show_the_same_steps(four_runs):
+    shown = {axes.get_xlim() for axes in every_axes(draw(four_runs)) if axes.get_xlabel() == "optimizer steps"}
+    assert len(shown) == 1
+
+
+def test_one_legend_names_every_run_and_panels_have_none(four_runs):
+    figure = draw(four_runs)
+    legends = [axes.get_legend() for axes in every_axes(figure) if axes.get_legend()]
+    assert [[text.get_text() for text in legend.get_texts()] for legend in legends] == [list(four_runs)]
+
+
+def test_there_is_a_panel_for_each_figure_with_data_and_none_for_the_others(healthy_run, write_measurements):
+    assert set(overview_data(healthy_run)["panel"]) == {
+        "training_curve", "gradient_norm", "elimination", "dead_channels", "activation_drift", "statdiff",
+    }  # fmt: skip
+    only_loss = write_measurements([Measurement(0, "training_curve", readings=(Reading("loss", 1.0),))])
+    assert list(overview_data(only_loss)["panel"]) == ["training_curve"]
+    titles = [axes.get_title(loc="left") for axes in draw(only_loss).axes]
+    assert [title for title in titles if title] == ["Loss 1 → 1"]
+
+
+def test_panels_stay_within_the_place_of_the_axes(healthy_run):
+    for make in (lambda f: f.add_subplot(1, 2, 1), lambda f: f.add_axes((0.0, 0.0, 0.5, 1.0))):
+        figure = Figure(figsize=(20, 10), layout=None)
+        overview(healthy_run, make(figure))
+        assert max(axes.get_position().x1 for axes in figure.axes) <= 0.51
