@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
+from normlens.run.reading import Reading
+
 __all__ = ["Clock", "synchronized_time"]
 
 
@@ -34,6 +36,14 @@ class Clock:
         """Seconds of measuring for each second of bare training; nan before the first one."""
         bare = self.bare_seconds
         return self.lens_seconds / bare if bare > 0 else math.nan
+
+    def readings(self) -> tuple[Reading, ...]:
+        """Return the two times and their ratio, for the record that closes a run."""
+        return (
+            Reading("bare_seconds", self.bare_seconds, units="s"),
+            Reading("lens_seconds", self.lens_seconds, units="s"),
+            Reading("overhead", self.overhead),
+        )
 
     def start(self) -> None:
         """Let the time run."""

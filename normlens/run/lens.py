@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -23,7 +24,7 @@ from normlens.run.recorder import Recorder
 from normlens.run.schedule import every as every_n
 from normlens.run.store import Run
 from normlens.run.update import UpdateTracker
-from normlens.typing import Batch, Data, Loss, Schedule
+from normlens.typing import Batch, Data, Loss, Named, Schedule
 
 __all__ = ["Lens"]
 
@@ -95,22 +96,16 @@ class Lens:
         self._due: Schedule = every_n(every) if isinstance(every, int) else every
         self._budget = Budget(budget, self._probes)
         self._min_runs, self._raising = min_runs, on_error == "raise"
-        self._risk: Callable[[Any], EmpiricalRisk] = lambda data: EmpiricalRisk(
-            model, loss, data, forward=forward, mode=mode, seed=seed
-        )
+        self._risk = partial(EmpiricalRisk, model, loss, forward=forward, mode=mode, seed=seed)
         self._risk(data)  # refuses bad arguments now, not in mid-training
-        uses_update = any(getattr(probe, "uses_update", False) for probe in probes)
-        self._update = UpdateTracker(model) if uses_update else None
-        self._runs = dict.fromkeys(self._probes, 0)
-        self._measured_at = dict.fromkeys(self._probes, -1)
-        self._denied: dict[str, str] = {}
-        self._warned: set[str] = set()
-        self._clock = Clock()
+        self._update_users = [name for name, probe in self._probes.items() if getattr(probe, "uses_update", False)]
+        self._update = UpdateTracker(model) if self._update_users else None
+        self._measured_at, self._warned, self._clock = dict.fromkeys(self._probes, -1), set[str](), Clock()
         self.disabled = os.environ.get("NORMLENS_DISABLE", "") not in ("", "0")
         self._closed = self.disabled
-        self.index = first_step or 0
+        self.index = self._first_step = first_step or 0
+        settings = {"schedule": repr(self._due), "budget": budget, "min_runs": min_runs, "seed": seed, "name": name}
         if not self.disabled:
-            settings = {"schedule": repr(self._due), "budget": budget, "min_runs": min_runs, "seed": seed, "name": name}
             header = session_header(model, self._probes, settings, config or {})
             self._recorder = Recorder(out, header, resume=resume, first_step=first_step, raising=self._raising)
             self.index = self._first_step = self._recorder.first_step
@@ -138,8 +133,8 @@ class Lens:
         self._clock.start()
         if self._data is not None and (self._due(self.index) or self._min_runs >= 1):
             self._measure(None, None, forced=self._min_runs >= 1)
-        if self._update is not None and self._due(self.index + 1):
-            self._remember()
+        if self._update is not None and self._data is not None and self._due(self.index + 1):
+            self._remember(None, None)
         return self
 
     def step(self, loss: Tensor | float | None = None, batch: Batch | None = None) -> None:
@@ -157,7 +152,7 @@ class Lens:
         if self._due(self.index):
             self._measure(loss, batch)
         if self._update is not None and self._due(self.index + 1):
-            self._remember()
+            self._remember(loss, batch)
 
     def log(self, name: str, value: float, *, error: float = math.nan, units: str | None = None, n: int = 0) -> None:
         """Record a number of your own at the present step, under the probe name ``user``.
@@ -186,7 +181,9 @@ class Lens:
         try:
             if final and self._min_runs >= 2 and self._data is not None:
                 self._measure(None, None, forced=True)
-            self._recorder.write([*self._starved(), self._summary()])
+            starved = self._budget.starved().items()
+            self._recorder.write([Measurement(self.index, name, "starved", why) for name, why in starved])
+            self._recorder.write([self._summary()])
         finally:
             self._closed = True
             self._recorder.close()
@@ -205,14 +202,17 @@ class Lens:
 
     def _measure(self, loss: Tensor | float | None, batch: Batch | None, *, forced: bool = False) -> None:
         """Measure every probe that can pay (or all, when forced), and write what they answered as one transaction."""
-        done: list[Measurement] = []
         elapsed = self._clock.bare_seconds
+        due = [name for name in self._probes if self._measured_at[name] != self.index]
+        chosen = [name for name in due if forced or self._affords(name, loss, batch)]
+        if not chosen:
+            return  # before anything is built: a probe that waits for its credit may be due at every step
+        done: list[Measurement] = []
         with self._clock.measuring(self._model):
             try:
-                step = self._moment(loss, batch)
-                for name, probe in self._probes.items():
-                    if self._measured_at[name] != self.index and (forced or self._affords(name, probe, step, elapsed)):
-                        self._measure_one(name, probe, step, elapsed, done)
+                step = self._moment(loss, batch, None if self._update is None else self._update.take())
+                for name in chosen:
+                    self._measure_one(name, self._probes[name], step, elapsed, done)
             except Exception as error:
                 if self._raising:
                     raise
@@ -229,54 +229,47 @@ class Lens:
         done.append(result)
         self._budget.charge(name, result.seconds)
         self._measured_at[name] = self.index
-        self._runs[name] += 1
         if error is not None and self._raising:
             raise error
         if error is not None:
             advice = "It is recorded and the training goes on; on_error='raise' would stop here."
             self._warn_once(name, f"probe {name!r} failed at step {self.index}: {result.message}. {advice}")
 
-    def _moment(self, loss: Tensor | float | None, batch: Batch | None) -> Step:
+    def _moment(self, loss: Tensor | float | None, batch: Batch | None, update: Named | None = None) -> Step:
         data = batch if self._data is None else self._data
         if data is None:
             raise ValueError("there are no probe data: pass data= to the lens or batch= to step")
         risk = self._risk(data)
         value = None if loss is None else float(loss.detach() if isinstance(loss, Tensor) else loss)
-        update = self._update.take() if self._update is not None else None
         own = torch.Generator()  # each probe gets its own, and its own previous readings, when its turn comes
         return Step(self.index, risk, Activations(risk), Previous(), self._optimizer, own, batch, value, update)
 
-    def _affords(self, name: str, probe: Probe, step: Step, elapsed: float) -> bool:
-        if self._budget.fraction is None:
-            return True
-        steps = self.index - self._first_step
-        prior = probe.cost(step) * elapsed / steps if steps else math.inf  # a training step costs about one gradient
-        if self._budget.affords(name, elapsed, prior):
-            return True
-        self._denied[name] = (
-            f"one measurement is expected to cost {self._budget.expected(name, prior):.3g} s, "
-            f"its share of the budget came to {self._budget.credit(name, elapsed):.3g} s by step {self.index}"
-        )
-        return False
+    def _affords(self, name: str, loss: Tensor | float | None, batch: Batch | None, *, ahead: int = 0) -> bool:
+        """Say whether a probe can pay now, or could some steps ahead."""
+        steps, elapsed = self.index - self._first_step, self._clock.bare_seconds
+        step_seconds = elapsed / steps if steps else math.inf
+        then = elapsed + (ahead * step_seconds if steps else 0.0)
+        return self._budget.allows(name, then, step_seconds, lambda: self._ask_cost(name, loss, batch))
 
-    def _remember(self) -> None:
-        """Keep the parameters of the step before a due one: a probe wants to know the update."""
+    def _ask_cost(self, name: str, loss: Tensor | float | None, batch: Batch | None) -> float:
+        """Ask a probe once for its prior cost; one that cannot say is measured, and its failure, if any, recorded."""
         with self._clock.measuring(self._model):
-            if self._update is not None:
+            try:
+                return self._probes[name].cost(self._moment(loss, batch))
+            except Exception as error:
+                self._warn_once(f"{name} cost", f"probe {name!r} cannot say its cost: {type(error).__name__}: {error}")
+                return 0.0
+
+    def _remember(self, loss: Tensor | float | None, batch: Batch | None) -> None:
+        """Keep the parameters of the step before a due one, if a probe that wants the update will have the credit."""
+        # Two steps ahead: the credit grows until then.
+        if self._update is not None and any(self._affords(n, loss, batch, ahead=2) for n in self._update_users):
+            with self._clock.measuring(self._model):
                 self._update.remember()
 
-    def _starved(self) -> list[Measurement]:
-        never = [name for name, runs in self._runs.items() if runs == 0 and name in self._denied]
-        return [Measurement(self.index, name, "starved", self._denied[name]) for name in never]
-
     def _summary(self) -> Measurement:
-        bare = self._clock.bare_seconds
-        readings = (
-            Reading("bare_seconds", bare, units="s"),
-            Reading("lens_seconds", self._clock.lens_seconds, units="s"),
-            Reading("overhead", self._clock.overhead),
-        )
-        return Measurement(self.index, "lens", message="closed", elapsed=bare, readings=readings)
+        elapsed, readings = self._clock.bare_seconds, self._clock.readings()
+        return Measurement(self.index, "lens", message="closed", elapsed=elapsed, readings=readings)
 
     def _not_running(self) -> None:
         if not self._closed:

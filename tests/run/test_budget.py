@@ -97,3 +97,24 @@ def test_without_a_fraction_everything_is_affordable():
 def test_a_fraction_that_is_not_positive_is_refused(fraction):
     with pytest.raises(ValueError, match=f"positive fraction of training time, e.g. 0.10, or None .*; got {fraction}"):
         Budget(fraction, ["a"])
+
+
+def test_a_probe_is_asked_once_for_its_prior_and_what_it_lacks_is_kept():
+    budget, asked = Budget(0.1, ["dear", "cheap"]), []
+
+    def cost() -> float:
+        asked.append(1)
+        return 30.0
+
+    assert not budget.allows("dear", 10.0, 0.1, cost)  # 30 gradients of 0.1 s against half of a tenth of 10 s
+    assert not budget.allows("dear", 20.0, 0.1, cost)
+    assert budget.allows("cheap", 20.0, 0.1, lambda: 1.0)
+    assert asked == [1]
+    assert budget.starved() == {"dear": "one measurement is expected to cost 3 s, its share of the budget came to 1 s"}
+    assert budget.allows("dear", 60.0, 0.1, cost)
+    budget.charge("dear", 3.0)
+    assert budget.starved() == {}
+
+
+def test_without_a_limit_no_probe_is_asked_for_its_prior():
+    assert Budget(None, ["a"]).allows("a", 0.0, 1.0, lambda: pytest.fail("asked"))

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from normlens.probes import ActivationDrift, TrainingCurve
+from normlens.run.clock import Clock
 from normlens.run.errors import RunError, RunExistsError
 from normlens.run.lens import Lens
 from normlens.run.probe import Probe, Reading
@@ -304,3 +305,48 @@ def test_an_argument_out_of_its_range_is_refused_before_a_file_is_made(settings,
     with pytest.raises(ValueError, match=match):
         Lens(mlp(), loss_function, batch(), out=tmp_path / "run", **{"probes": [Index()], **settings})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_probe_that_cannot_say_its_cost_is_measured_and_warned_of_once(tmp_path):
+    @dataclass(frozen=True)
+    class Speechless(Index):
+        def cost(self, step):
+            raise ValueError("no idea")
+
+    watched = lens(tmp_path, [Speechless()], every=1, budget=0.5)
+    with pytest.warns(RuntimeWarning, match="cannot say its cost: ValueError: no idea"):
+        for _ in range(3):
+            watched.step()
+    watched.close()
+    assert watched.run.steps("speechless")
+
+
+def test_under_a_budget_a_measurement_after_waiting_for_credit_still_knows_the_update(tmp_path):
+    class TenMillisecondsAStep(Clock):
+        bare_seconds = property(lambda self: 0.01 * watched.index)
+
+    model, (x, y) = mlp(), batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watched = lens(tmp_path, [TrainingCurve()], model, every=1, budget=0.2, optimizer=optimizer)
+    watched._clock = TenMillisecondsAStep()
+    with watched:
+        for _ in range(300):
+            optimizer.zero_grad()
+            loss_function(model(x), y).backward()
+            optimizer.step()
+            watched.step()
+    measured, updates = (value(watched.run, "training_curve", name) for name in ("loss", "update_norm"))
+    assert 1 < len(measured) < 300
+    assert list(updates) == list(measured)
+
+
+def test_waiting_for_credit_costs_next_to_nothing(tmp_path):
+    """A probe that is due at every step and cannot pay must not build anything."""
+    model = mlp()
+    with lens(tmp_path, [Sleeps(0.0, prior=1e9)], model, every=1, budget=0.1) as watched:
+        watched.step()
+        built = []
+        watched._risk = lambda data: built.append(1)
+        for _ in range(50):
+            watched.step()
+    assert built == []
