@@ -29,7 +29,7 @@ _NEEDED = (
     "Jinja2",
     "lazy_loader",
 )
-_EXTRAS = ("pyarrow", "xarray", "h5netcdf")
+_EXTRAS = ("pyarrow", "xarray", "h5netcdf", "h5py")
 
 
 def add_parser(commands: Any) -> None:

@@ -50,10 +50,11 @@ def to_netcdf(run: Run, path: Path) -> None:
     What cannot be stacked, because its shape or a coordinate changes, is one variable ``…/step`` for each step.
 
     Raises:
-        ImportError: xarray or h5netcdf is not installed.
+        ImportError: xarray, h5netcdf or h5py is not installed.
     """
     _need("xarray", "netCDF")
     _need("h5netcdf", "netCDF")
+    _need("h5py", "netCDF")
     import xarray
 
     xarray.Dataset(_variables(run), attrs={"normlens_run": run.name}).to_netcdf(path, engine="h5netcdf")
