@@ -1,3 +1,4 @@
+from . import curvature as curvature
 from . import data as data
 from . import information as information
 from . import models as models

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from normlens.batch import batch_size, fingerprint, first_samples, is_one_batch, move_batch, split_batch
 from normlens.module_state import preserved_attributes
 from normlens.random_state import preserved_random_state
 from normlens.typing import Batch, Data, Loss, Named, Params
@@ -63,6 +65,7 @@ class EmpiricalRisk:
         self._mode = mode
         self._call = _Forward(self.model, forward or _default_forward)
         self._selected = _select(self.model, params)
+        self._fingerprints: dict[int, int] = {}
 
     @property
     def mode(self) -> str:
@@ -75,33 +78,82 @@ class EmpiricalRisk:
         """The selected parameters by name, detached; tied weights appear once."""
         return {name: tensor.detach() for name, tensor in self.model.named_parameters() if name in self._selected}
 
+    def head(self, samples: int) -> EmpiricalRisk:
+        """Return the risk of the same model on the first samples of the data, as many batches as that takes."""
+        taken: list[Batch] = []
+        for batch in self.batches():
+            taken.append(first_samples(batch, samples))
+            samples -= batch_size(taken[-1])
+            if samples <= 0:
+                break
+        return self._on(self.model, taken)
+
+    def double(self, samples: int) -> EmpiricalRisk:
+        """Return the risk of a float64 copy of the model on the first samples of the first batch."""
+        first = first_samples(next(iter(self.batches())), samples, double=True)
+        return self._on(copy.deepcopy(self.model).double(), [first])
+
+    def _on(self, model: torch.nn.Module, batches: list[Batch]) -> EmpiricalRisk:
+        names, forward = sorted(self._selected), self._call.call
+        if not names:
+            return EmpiricalRisk(model, self._loss, batches, forward=forward, mode=self._mode, seed=self.seed)
+        return EmpiricalRisk(model, self._loss, batches, forward=forward, params=names, mode=self._mode, seed=self.seed)
+
     def batches(self) -> Iterator[Batch]:
         """Iterate over the batches, moved to the device of the parameters."""
         device = next((p.device for p in itertools.chain(self.model.parameters(), self.model.buffers())), None)
-        for batch in [self.data] if _is_one_batch(self.data) else self.data:
-            yield _move(batch, device)
+        if is_one_batch(self.data):
+            yield move_batch(self.data, device)
+            return
+        for index, batch in enumerate(self._iterate()):
+            self._recognize(index, batch)
+            yield move_batch(batch, device)
+
+    def _iterate(self) -> Iterator[Batch]:
+        """Iterate over a loader with our own random numbers, the same at every pass, and give back the user's."""
+        end, iterator = object(), None
+        for index in itertools.count():
+            with preserved_random_state(self.seed + index):
+                iterator = iter(self.data) if iterator is None else iterator
+                batch = next(iterator, end)
+            if batch is end:
+                return
+            yield batch
+
+    def _recognize(self, index: int, batch: Batch) -> None:
+        seen = fingerprint(batch)
+        if self._fingerprints.setdefault(index, seen) != seen:
+            raise ValueError(
+                f"the data must be the same at every pass; batch {index} is not what it was: pass a loader that does "
+                "not shuffle or augment by a random state of its own, or a list of batches"
+            )
 
     def outputs(self) -> Iterator[tuple[Any, Any]]:
         """Yield ``(outputs, targets)`` of each batch, without a graph."""
         for batch in self.batches():
             with torch.no_grad(), self._undisturbed():
                 result = self._call_with({}, batch)
-            yield result, _split(batch)[1]
+            yield result, split_batch(batch)[1]
 
     def loss(self) -> Tensor:
         """Return the loss at the present parameters, a scalar tensor without a graph."""
         with torch.no_grad():
-            return self._mean(lambda batch: {"loss": self._batch_loss({}, batch)})["loss"]
+            return self._mean(lambda batch: {"loss": self.batch_loss({}, batch)})["loss"]
 
-    def gradient(self) -> dict[str, Tensor]:
-        r"""Return :math:`\nabla L(\theta)` by parameter name; zeros for a parameter that the loss does not use."""
-        return self._mean(self._batch_gradient) if self._selected else {}
+    def gradient(self, at: Named | None = None) -> dict[str, Tensor]:
+        r"""Return :math:`\nabla L(\theta)` by parameter name; zeros for a parameter that the loss does not use.
 
-    def _batch_gradient(self, batch: Batch) -> dict[str, Tensor]:
-        theta = {name: tensor.clone().requires_grad_() for name, tensor in self.parameters.items()}
+        Args:
+            at: other values of the selected parameters; None for the present ones.
+        """
+        where = self.parameters if at is None else at
+        return self._mean(lambda batch: self._batch_gradient(where, batch)) if self._selected else {}
+
+    def _batch_gradient(self, where: Named, batch: Batch) -> dict[str, Tensor]:
+        theta = {name: tensor.detach().clone().requires_grad_() for name, tensor in where.items()}
 
         def gradients(outputs: Any) -> tuple[Tensor, ...]:
-            loss = self._loss(outputs, _split(batch)[1])
+            loss = self._loss(outputs, split_batch(batch)[1])
             if not loss.requires_grad:  # it uses none of them
                 return tuple(map(torch.zeros_like, theta.values()))
             return torch.autograd.grad(loss, list(theta.values()), allow_unused=True, materialize_grads=True)
@@ -110,16 +162,26 @@ class EmpiricalRisk:
         with torch.enable_grad(), self._undisturbed():
             return dict(zip(theta, self._call_with(theta, batch, gradients), strict=True))
 
-    def _batch_loss(self, theta: Named, batch: Batch) -> Tensor:
+    def batch_loss(self, theta: Named, batch: Batch) -> Tensor:
+        """Return the loss of one batch with some parameters replaced by ``theta``; differentiable in them."""
         with self._undisturbed():
-            return self._loss(self._call_with(theta, batch), _split(batch)[1])
+            return self._loss(self._call_with(theta, batch), split_batch(batch)[1])
+
+    def batch_outputs(self, theta: Named, batch: Batch) -> Any:
+        """Return the outputs for one batch with some parameters replaced by ``theta``; differentiable in them."""
+        with self._undisturbed():
+            return self._call_with(theta, batch)
+
+    def output_loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Return the loss of outputs on a batch's targets."""
+        return self._loss(outputs, split_batch(batch)[1])
 
     def _mean(self, evaluate: Callable[[Batch], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Average over the batches, each weighted by its number of samples."""
         total: dict[str, Tensor] = {}
         n = 0
         for batch in self.batches():
-            size = _size(batch)
+            size = batch_size(batch)
             for name, value in evaluate(batch).items():
                 total[name] = total[name] + size * value if name in total else size * value
             n += size
@@ -132,7 +194,7 @@ class EmpiricalRisk:
         state = {f"model.{name}": tensor.detach().clone() for name, tensor in self.model.named_buffers()}
         state |= {f"model.{name}": tensor.detach() for name, tensor in self.model.named_parameters()}
         state |= {f"model.{name}": tensor for name, tensor in theta.items()}
-        return functional_call(self._call, state, (_split(batch)[0], use))
+        return functional_call(self._call, state, (split_batch(batch)[0], use))
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
@@ -151,10 +213,10 @@ class _Forward(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, call: Callable[[torch.nn.Module, Any], Any]) -> None:
         super().__init__()
         self.model = model
-        self._call = call
+        self.call = call
 
     def forward(self, inputs: Any, use: Callable[[Any], Any] | None) -> Any:
-        outputs = self._call(self.model, inputs)
+        outputs = self.call(self.model, inputs)
         return outputs if use is None else use(outputs)
 
 
@@ -185,45 +247,10 @@ def _select(model: torch.nn.Module, params: Params) -> frozenset[str]:
     else:
         patterns = [params] if isinstance(params, str) else list(params)
         chosen = frozenset(name for name in named if any(fnmatch.fnmatchcase(name, p) for p in patterns))
+    integer = [name for name in chosen if not named[name].is_floating_point()]
+    if integer:
+        raise ValueError(f"parameters to differentiate by must be floating-point; {integer[0]!r} is "
+                         f"{named[integer[0]].dtype}: leave it out with params=")  # fmt: skip
     if not chosen:
         raise ValueError(f"params must select at least one parameter; {params!r} selects none of {list(named)[:8]}…")
     return chosen
-
-
-def _split(batch: Batch) -> tuple[Any, Any]:
-    """Return (inputs, targets): the two halves of a pair; of anything else, the batch itself twice."""
-    if isinstance(batch, list | tuple) and len(batch) == 2:
-        return batch[0], batch[1]
-    return batch, batch
-
-
-def _is_one_batch(data: Data) -> bool:
-    """Tell a batch from a collection of batches: a tensor, a mapping, or a sequence that holds a tensor itself."""
-    if isinstance(data, Tensor | Mapping):
-        return True
-    return isinstance(data, list | tuple) and any(isinstance(item, Tensor) for item in data)
-
-
-def _tensors(batch: Batch) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        yield from itertools.chain.from_iterable(map(_tensors, batch.values()))
-    elif isinstance(batch, Iterable) and not isinstance(batch, str):
-        yield from itertools.chain.from_iterable(map(_tensors, batch))
-
-
-def _size(batch: Batch) -> int:
-    first = next(_tensors(batch), None)
-    return len(first) if first is not None and first.ndim else 1
-
-
-def _move(batch: Batch, device: torch.device | None) -> Batch:
-    if isinstance(batch, Tensor):
-        return batch.to(device) if device is not None else batch
-    if isinstance(batch, Mapping):
-        return {key: _move(value, device) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        moved = [_move(value, device) for value in batch]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
-    return batch

@@ -43,6 +43,7 @@ class Recipe:
     nan_from: int | None = None
     drift: float = 0.5  # of the floor at the last step, times two for every deeper layer
     statdiff: float = 0.0
+    sharpness: float = 20.0  # the largest curvature at the last step; the optimizer stands 40
     failed: int = 0
     starved: str | None = None
     closed: bool = True
@@ -113,10 +114,72 @@ def drift_readings(recipe: Recipe, step: int) -> tuple[Reading, ...]:
     return tuple(readings)
 
 
+def sharpness_at(recipe: Recipe, step: int) -> float:
+    """It rises from 4 in a straight line."""
+    if math.isnan(loss_at(recipe, step)):
+        return math.nan
+    return 4 + (recipe.sharpness - 4) * step / max(recipe.steps[-1], 1)
+
+
+def spectrum_readings(recipe: Recipe, step: int) -> tuple[Reading, ...]:
+    largest = sharpness_at(recipe, step)
+    return (
+        Reading("top", largest / np.array([1.0, 2.0, 5.0]), dims=("index",), n=256),
+        Reading("bottom", largest * np.array([-0.05, -0.01]), dims=("index",), n=256),
+        Reading("lambda_max", largest, error=0.001 * largest, n=256),
+        Reading("lambda_min", -0.05 * largest, n=256),
+        Reading("trace", 3 * largest, error=0.1 * largest, n=256),
+        Reading("matvecs", 40.0),
+    )
+
+
+def condition_readings(recipe: Recipe, step: int) -> tuple[Reading, ...]:
+    """From the second half on Lanczos reaches no smallest eigenvalue: there is a lower bound alone."""
+    exact, kappa = step < recipe.steps[-1] / 2, 50 * sharpness_at(recipe, step)
+    found = (Reading("kappa", kappa, n=256), Reading("lambda_min_nonzero", 0.02, n=256)) if exact else ()
+    return (
+        *found,
+        Reading("kappa_lower", kappa if exact else kappa / 2, n=256),
+        Reading("lambda_max", sharpness_at(recipe, step), n=256),
+        Reading("nullity", 12.0),
+        Reading("negative", 3.0),
+        Reading("tolerance", 1e-6),
+        Reading("floor", 1e-9),
+        Reading("tolerance_grid", np.array([1e-8, 1e-6, 1e-4]), dims=("tolerance_grid",)),
+        Reading("curve", kappa * np.array([10.0, 1.0 if exact else 0.5, 0.1]), dims=("tolerance_grid",)),
+    )
+
+
+def edge_readings(recipe: Recipe, step: int) -> tuple[Reading, ...]:
+    sharpness = sharpness_at(recipe, step)
+    return (
+        Reading("sharpness", sharpness, error=0.4, n=256),
+        Reading("threshold", 40.0),
+        Reading("ratio", sharpness / 40, n=256),
+    )
+
+
+def surface_readings(recipe: Recipe, step: int) -> tuple[Reading, ...]:
+    """A bowl; its last row was not computed where the loss is not a number at the center."""
+    x, y = np.linspace(-1, 1, 9), np.linspace(-1, 1, 7)
+    loss = loss_at(recipe, recipe.steps[0]) * 0.1 + recipe.sharpness / 2 * (x[:, None] ** 2 + 0.1 * y**2)
+    if math.isnan(loss_at(recipe, step)):
+        loss[-1] = math.nan
+    return (
+        Reading("loss", loss, dims=("x", "y"), units="nats", n=256),
+        Reading("x", x, dims=("x",), n=256),
+        Reading("y", y, dims=("y",), n=256),
+    )
+
+
 PROBES = {
     "training_curve": curve_readings,
     "elimination": elimination_readings,
     "activation_drift": drift_readings,
+    "hessian_spectrum": spectrum_readings,
+    "condition_number": condition_readings,
+    "edge_of_stability": edge_readings,
+    "loss_surface": surface_readings,
 }
 
 
@@ -201,10 +264,12 @@ def four_runs(make_run: Callable[..., Run]) -> dict[str, Run]:
     """Four norms, from good to bad; the last one's drift starved."""
     recipes: list[dict[str, object]] = [
         {"norm": "batch_norm"},
-        {"norm": "group_norm", "half_life": 80.0, "final_loss": 0.12, "drift": 2.0, "statdiff": 0.2, "seed": 1},
-        {"norm": "layer_norm", "half_life": 95.0, "final_loss": 0.21, "drift": 4.0, "statdiff": 0.5, "near_dead": 1},
+        {"norm": "group_norm", "half_life": 80.0, "final_loss": 0.12, "drift": 2.0, "statdiff": 0.2, "seed": 1,
+         "sharpness": 24.0},
+        {"norm": "layer_norm", "half_life": 95.0, "final_loss": 0.21, "drift": 4.0, "statdiff": 0.5, "near_dead": 1,
+         "sharpness": 30.0},
         {"norm": "none", "half_life": 140.0, "final_loss": 0.6, "dead": {"block2": 9, "block3": 3},
-         "starved": "activation_drift", "seed": 3},
+         "starved": "activation_drift", "seed": 3, "sharpness": 44.0},
     ]  # fmt: skip
     return {str(r["norm"]): make_run(f"four_{r['norm']}", name=f"{r['norm']}, seed 0", **r) for r in recipes}
 

@@ -5,12 +5,20 @@ Imported eagerly: figure and module share their name, so a lazy index would hand
 
 from normlens.plot.activation_drift import activation_drift as activation_drift
 from normlens.plot.activation_drift import activation_drift_data as activation_drift_data
+from normlens.plot.condition_number import condition_number as condition_number
+from normlens.plot.condition_number import condition_number_data as condition_number_data
 from normlens.plot.dead_channels import dead_channels as dead_channels
 from normlens.plot.dead_channels import dead_channels_data as dead_channels_data
+from normlens.plot.edge_of_stability import edge_of_stability as edge_of_stability
+from normlens.plot.edge_of_stability import edge_of_stability_data as edge_of_stability_data
 from normlens.plot.elimination import elimination as elimination
 from normlens.plot.elimination import elimination_data as elimination_data
 from normlens.plot.gradient_norm import gradient_norm as gradient_norm
 from normlens.plot.gradient_norm import gradient_norm_data as gradient_norm_data
+from normlens.plot.hessian_spectrum import hessian_spectrum as hessian_spectrum
+from normlens.plot.hessian_spectrum import hessian_spectrum_data as hessian_spectrum_data
+from normlens.plot.loss_surface import loss_surface as loss_surface
+from normlens.plot.loss_surface import loss_surface_data as loss_surface_data
 from normlens.plot.overview import overview as overview
 from normlens.plot.overview import overview_data as overview_data
 from normlens.plot.statdiff import statdiff as statdiff

@@ -6,7 +6,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "activation_drift": ["ActivationDrift"],
+        "condition_number": ["ConditionNumber"],
+        "edge_of_stability": ["EdgeOfStability"],
         "elimination": ["Elimination"],
+        "hessian_spectrum": ["HessianSpectrum"],
         "training_curve": ["TrainingCurve"],
     },
 )

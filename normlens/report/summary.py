@@ -19,7 +19,8 @@ __all__ = ["summary"]
 def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Return one row for each run; None is for what a run lacks, and columns that no run has are left out.
 
-    Columns: name, verdict, norm, optimizer, seed, test accuracy (a fraction), final loss (on the probe batch), dead
+    Columns: name, verdict, norm, optimizer, seed, test accuracy (a fraction), final loss (on the probe batch),
+    λ_max (largest Hessian eigenvalue, last measurement), κ* (condition number, None where only bounded), dead
     channels (all layers, last measurement), time (s, training without the lens), overhead (%, of that time), of
     budget (%, the overhead in percent of what was allowed).
 
@@ -46,6 +47,8 @@ def _row(name: str, run: Run) -> dict[str, Any]:
         "seed": _word(header.get("seed")),
         "test accuracy": _last(run, "user", "test_accuracy"),
         "final loss": _last(run, "training_curve", "loss"),
+        "λ_max": _last(run, "hessian_spectrum", "lambda_max"),
+        "κ*": _condition(run),
         "dead channels": _dead(run),
         "time (s)": spent.bare if spent.bare > 0 else None,
         "overhead (%)": 100 * spent.fraction if spent.bare > 0 else None,
@@ -66,3 +69,10 @@ def _last(run: Run, probe: str, name: str) -> float | None:
 def _dead(run: Run) -> float | None:
     counts = latest(rows(run, "elimination", "dead"))
     return float(counts["value"].sum()) if len(counts) else None
+
+
+def _condition(run: Run) -> float | None:
+    """The last condition number; an older one does not stand in for one of which only a bound is known."""
+    found = latest(rows(run, "condition_number", "kappa", "kappa_lower"))
+    exact = found.loc[found["name"] == "kappa", "value"]
+    return float(exact.iloc[-1]) if len(exact) else None

@@ -65,6 +65,12 @@ def ask(probe: Probe, step: Step, previous: Previous | None = None) -> Measureme
     return result
 
 
+def refuses(probe: Probe, step: Step, why: str) -> bool:
+    """Whether the probe refuses to measure, in words that name the cause."""
+    result, error = measure(step.risk.model, probe, probe_name(probe), step, Previous(), elapsed=1.0, seed=0)
+    return isinstance(error, ValueError) and bool(re.search(why, result.message))
+
+
 def ask_twice(probe: Probe, model: nn.Module, data: Any = None, mode: str | None = None) -> list[Measurement]:
     """A first measurement, and a second one that knows the first."""
     first = ask(probe, step_of(model, data, mode))
@@ -143,6 +149,8 @@ def test_weights_that_are_nan_are_recorded_and_not_hidden(kind, mode):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(math.nan)
+        if refuses(kind(), step_of(model, mode=mode), "must be finite"):
+            continue  # a curvature where there is none would be a made-up number
         sick = ask_twice(kind(), model, mode=mode)[1]
         assert {(r.layer, r.name) for r in sick.readings} == {(r.layer, r.name) for r in healthy.readings}
         assert any(np.isnan(r.array).all() for r in sick.readings), name
@@ -151,7 +159,8 @@ def test_weights_that_are_nan_are_recorded_and_not_hidden(kind, mode):
 
 def test_a_wholly_frozen_model_can_be_measured(kind, model):
     before = fingerprint(model.requires_grad_(False))
-    ask_twice(kind(), model)
+    if not refuses(kind(), step_of(model), "at least one trainable parameter"):
+        ask_twice(kind(), model)
     assert fingerprint(model) == before
 
 
@@ -197,6 +206,9 @@ def test_a_module_that_is_called_twice_gives_two_layers(kind):
         torch.manual_seed(0)
         model = Shared()
     risk = EmpiricalRisk(model, lambda outputs, y: nn.functional.cross_entropy(outputs[0], y), batch(32))
-    result = ask(kind(), Step(0, risk, Activations(risk), Previous(), None, torch.Generator()))
+    step = Step(0, risk, Activations(risk), Previous(), None, torch.Generator())
+    if refuses(kind(), step, "must return one tensor|needs the optimizer"):
+        return
+    result = ask(kind(), step)
     layers = {reading.layer for reading in result.readings}
     assert layers in ({""}, {"act", "act@2"}, {"linear@2", "head"})

@@ -38,7 +38,9 @@ def test_a_method_note_has_all_its_parts(ask, healthy_run):
 def test_what_was_not_measured_is_said_with_the_reason(ask, write_measurements):
     from normlens.run.reading import Measurement
 
-    probes = ("training_curve", "elimination", "activation_drift")
+    probes = (
+        "training_curve", "elimination", "activation_drift", "condition_number", "edge_of_stability",
+    )  # fmt: skip
     starved = write_measurements([Measurement(0, probe, "starved", "would have cost 9 s") for probe in probes])
     question = ask({"run": starved})
     assert not question.figures

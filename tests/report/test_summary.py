@@ -38,3 +38,13 @@ def test_a_header_of_any_shape_is_no_error(write_measurements, config):
 
 def test_no_runs_make_an_empty_table():
     assert summary({}).empty
+
+
+def test_the_last_curvature_is_in_the_table_and_an_older_condition_number_does_not_stand_in_for_a_bound(
+    make_run, write_measurements
+):
+    table = summary({"bounded": make_run(sharpness=44.0)})  # its first measurements are exact, its last ones bounds
+    assert table.loc[0, "λ_max"] == 44
+    assert "κ*" not in table.columns
+    exact = write_measurements([Measurement(0, "condition_number", readings=(Reading("kappa", 7.0),))])
+    assert summary({"exact": exact}).loc[0, "κ*"] == 7

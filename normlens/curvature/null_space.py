@@ -1,0 +1,226 @@
+"""Directions of no curvature that are known from the network's structure."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normlens.risk import EmpiricalRisk
+from normlens.typing import Batch
+
+__all__ = ["NullSpace", "null_directions"]
+
+_ZERO = 1e-11  # of the largest derivative: above the rounding of float64 in a deep network
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class NullSpace:
+    """Orthonormal directions along which neither the outputs' share in the loss nor the loss changes.
+
+    Attributes:
+        columns: (n, k) sparse, float64; n runs over the risk's parameters in their order, each flattened.
+        labels: of each column, ``parameter[unit, input]`` or, for a softmax shift, ``parameter[:, input]``.
+        reasons: of each column.
+    """
+
+    columns: Tensor
+    labels: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def basis(self) -> Tensor:
+        """The columns as a dense (n, k) matrix, for ``deflate``."""
+        return self.columns.to_dense()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many directions there are of each reason."""
+        return dict(Counter(self.reasons))
+
+
+@dataclass(frozen=True)
+class _Direction:
+    reason: str
+    name: str
+    label: str
+    indices: Tensor  # within the flattened parameter; all with one value
+
+
+class _Watch:
+    """The largest input of every feature of the linear and convolutional layers, and who made the outputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.largest: dict[str, Tensor] = {}
+        self.last: tuple[str, Tensor] | None = None
+        for name, module in model.named_modules():
+            if isinstance(module, _LAYERS) and getattr(module, "groups", 1) == 1:
+                module.register_forward_hook(lambda m, i, o, name=name: self._see(name, m, i[0], o))
+
+    def _see(self, name: str, module: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+        features = inputs if isinstance(module, nn.Linear) else inputs.movedim(1, -1)
+        largest = features.detach().abs().flatten(0, -2).amax(0)
+        self.largest[name] = torch.maximum(largest, self.largest[name]) if name in self.largest else largest
+        self.last = (name, outputs.detach())
+
+
+def null_directions(risk: EmpiricalRisk) -> NullSpace:
+    r"""Return the exactly null directions of the loss Hessian and of the Gauss-Newton matrix that have a reason.
+
+    Of single parameters, whose derivative of every output is zero:
+    *bias before normalization*, a bias that batch norm in training mode subtracts;
+    *dead input*, a weight whose input feature is zero on all data (a dead pixel, a dead unit below);
+    *dead unit*, the incoming weights and the bias of a unit that passes nothing on.
+    And *softmax shift*: one vector added to the weights of all classes in the last linear layer, in + 1
+    directions when the loss is unchanged by adding a constant to a sample's outputs.
+
+    Each is verified on the data in float64, on a copy of the model: outputs (for the shift, the loss) and gradient
+    stay the same along it; what fails is left out. They hold around any theta, not at critical points only; null
+    directions of overlapping units or of scale invariance are not among them.
+
+    Args:
+        risk: the model on its data; outputs are one tensor.
+
+    Raises:
+        ValueError: the outputs are no tensor.
+    """
+    double = _in_double(risk)
+    watch = _Watch(double.model)
+    derivative = _random_derivative(double)
+    found = _dead(double, watch, derivative)
+    found += _softmax_shift(double, watch, derivative)
+    kept: list[_Direction] = []
+    for key in dict.fromkeys((d.reason, d.name) for d in found):
+        group = [d for d in found if (d.reason, d.name) == key]
+        kept += group if _is_null(double, group) else [d for d in group if _is_null(double, [d])]
+    return _assemble(risk, kept)
+
+
+def _in_double(risk: EmpiricalRisk) -> EmpiricalRisk:
+    """Copy the risk with its model and loss; the data are put in the copy's place beforehand, in float64."""
+    batches = {index: _to_double(batch) for index, batch in enumerate(risk.batches())}
+    double = copy.deepcopy(risk, {id(risk.data): batches.values()})
+    double._fingerprints = {}
+    double.model.double()
+    if isinstance(double._loss, nn.Module):
+        double._loss.double()
+    return double
+
+
+def _to_double(batch: Batch) -> Batch:
+    if isinstance(batch, Tensor):
+        return batch.double() if batch.is_floating_point() else batch
+    if isinstance(batch, dict):
+        return {key: _to_double(value) for key, value in batch.items()}
+    return type(batch)(map(_to_double, batch)) if type(batch) in (list, tuple) else batch
+
+
+def _random_derivative(risk: EmpiricalRisk) -> dict[str, Tensor]:
+    """Return max over the batches of |J' r|, with r Gaussian: zero where a parameter moves no output."""
+    generator = torch.Generator().manual_seed(0)
+    theta = {name: tensor.clone().requires_grad_() for name, tensor in risk.parameters.items()}
+    total = {name: torch.zeros_like(tensor) for name, tensor in risk.parameters.items()}
+
+    def differentiate(outputs: Any) -> list[Tensor]:
+        if not isinstance(outputs, Tensor):
+            raise ValueError(f"the model must return one tensor; got {type(outputs).__name__}: pick it in `forward`")
+        r = torch.randn(outputs.shape, dtype=outputs.dtype, generator=generator).to(outputs.device)
+        return list(torch.autograd.grad(outputs, list(theta.values()), r, allow_unused=True, materialize_grads=True))
+
+    for batch in risk.batches():
+        with torch.enable_grad(), risk._undisturbed():
+            gradients = risk._call_with(theta, batch, differentiate)
+        total = {name: torch.maximum(total[name], g.abs()) for name, g in zip(total, gradients, strict=True)}
+    return total
+
+
+def _dead(risk: EmpiricalRisk, watch: _Watch, derivative: dict[str, Tensor]) -> list[_Direction]:
+    """Name the single parameters without effect by the layer that they belong to."""
+    top = max(float(d.max()) for d in derivative.values())
+    found = []
+    for layer, largest in watch.largest.items():
+        weight, bias = (derivative.get(f"{layer}.{part}") for part in ("weight", "bias"))
+        still_rows = None if weight is None else (weight.flatten(1) <= _ZERO * top).all(1)
+        if weight is not None and still_rows is not None:
+            for index in (weight <= _ZERO * top).nonzero().tolist():
+                reason = "dead input" if float(largest[index[1]]) == 0 else "dead unit" if still_rows[index[0]] else ""
+                found.append(_single(f"{layer}.weight", weight, index, reason))
+        if bias is not None:
+            for index in (bias <= _ZERO * top).nonzero().tolist():
+                dead = still_rows is not None and bool(still_rows[index[0]])
+                found.append(
+                    _single(f"{layer}.bias", bias, index, "dead unit" if dead else "bias before normalization")
+                )
+    return [direction for direction in found if direction.reason]
+
+
+def _single(name: str, tensor: Tensor, index: list[int], reason: str) -> _Direction:
+    flat = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)[tuple(index)].view(1)
+    return _Direction(reason, name, f"{name}{index}", flat)
+
+
+def _softmax_shift(risk: EmpiricalRisk, watch: _Watch, derivative: dict[str, Tensor]) -> list[_Direction]:
+    generator = torch.Generator().manual_seed(1)
+    for batch in risk.batches():
+        with torch.no_grad():
+            outputs = risk.batch_outputs({}, batch)
+            if watch.last is None or outputs.ndim != 2 or not torch.equal(watch.last[1], outputs):
+                return []
+            shift = torch.randn(len(outputs), 1, dtype=outputs.dtype, generator=generator).to(outputs.device)
+            losses = [float(risk.output_loss(z, batch)) for z in (outputs, outputs + shift)]
+        if abs(losses[0] - losses[1]) > _ZERO * max(1.0, abs(losses[0])):
+            return []
+    if watch.last is None:
+        return []
+    layer, largest = watch.last[0], watch.largest[watch.last[0]]
+    found = []
+    if (weight := derivative.get(f"{layer}.weight")) is not None:
+        rows = torch.arange(weight.numel(), device=weight.device).view(weight.shape)
+        alive = largest.nonzero()[:, 0].tolist()
+        found = [_Direction("softmax shift", f"{layer}.weight", f"{layer}.weight[:, {j}]", rows[:, j]) for j in alive]
+    if (bias := derivative.get(f"{layer}.bias")) is not None:
+        whole = torch.arange(len(bias), device=bias.device)
+        found.append(_Direction("softmax shift", f"{layer}.bias", f"{layer}.bias[:]", whole))
+    return found
+
+
+def _is_null(risk: EmpiricalRisk, group: list[_Direction]) -> bool:
+    """Move along a random combination: all of them are null if it is, with probability one."""
+    theta, name = risk.parameters, group[0].name
+    generator = torch.Generator().manual_seed(2)
+    step = torch.zeros_like(theta[name]).flatten()
+    for direction in group:
+        step[direction.indices] += 1e-3 * float(torch.randn((), generator=generator))
+    moved = theta | {name: theta[name] + step.view_as(theta[name])}
+    here, there = risk.gradient(), risk.gradient(at=moved)
+    change = max(float((here[key] - there[key]).abs().max()) for key in here)
+    scale = max(float(value.abs().max()) for value in here.values())
+    return change <= _ZERO * scale and (group[0].reason == "softmax shift" or _same_outputs(risk, moved))
+
+
+def _same_outputs(risk: EmpiricalRisk, moved: dict[str, Tensor]) -> bool:
+    with torch.no_grad():
+        for batch in risk.batches():
+            here, there = risk.batch_outputs({}, batch), risk.batch_outputs(moved, batch)
+            if float((here - there).abs().max()) > _ZERO * max(1.0, float(here.abs().max())):
+                return False
+    return True
+
+
+def _assemble(risk: EmpiricalRisk, kept: list[_Direction]) -> NullSpace:
+    starts, n = {}, 0
+    for name, tensor in risk.parameters.items():
+        starts[name], n = n, n + tensor.numel()
+    rows = [direction.indices.cpu() + starts[direction.name] for direction in kept]
+    columns = [torch.full((len(row),), j) for j, row in enumerate(rows)]
+    values = [torch.full((len(row),), len(row) ** -0.5, dtype=torch.float64) for row in rows]
+    empty = torch.zeros(0, dtype=torch.long)
+    indices = torch.stack([torch.cat([empty, *rows]), torch.cat([empty, *columns])])
+    entries = torch.cat([torch.zeros(0, dtype=torch.float64), *values])
+    matrix = torch.sparse_coo_tensor(indices, entries, (n, len(kept)), check_invariants=True).coalesce()
+    return NullSpace(matrix, tuple(d.label for d in kept), tuple(d.reason for d in kept))

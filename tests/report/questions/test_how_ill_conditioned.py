@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from normlens.report.questions.how_ill_conditioned import how_ill_conditioned
+from normlens.run.reading import Measurement, Reading
+
+
+def test_the_answer_gives_both_ends_what_is_a_bound_and_the_largest_curvature(healthy_run, sick_run):
+    answers = how_ill_conditioned({"well": healthy_run, "ill": sick_run}).answers
+    assert answers["well"] == (
+        "The condition number went from 200 to at least 500, 12 flat directions not counted, 3 of negative curvature; "
+        "the largest curvature was 20 ± 0.02 at step 300."
+    )
+    assert answers["ill"].startswith("The condition number was 520 at step 120 and is not a number since; ")
+    assert answers["ill"].endswith("10.4 ± 0.0104 at step 120.")
+
+
+def test_without_the_spectrum_the_condition_number_stands_alone(write_measurements):
+    run = write_measurements([Measurement(0, "condition_number", readings=(Reading("kappa", 7.0),))])
+    question = how_ill_conditioned({"run": run})
+    assert question.answers["run"] == "The condition number went from 7 to 7."
+    assert len(question.figures) == 1
