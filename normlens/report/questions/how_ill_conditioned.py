@@ -17,6 +17,7 @@ __all__ = ["how_ill_conditioned"]
 
 HEADING = "How steep and how ill-conditioned is the loss?"
 PROBE = "condition_number"
+SATURATED = 0.3  # of 1/tolerance, the largest number that can come out: so near to it, there is no gap at the tolerance
 
 
 def how_ill_conditioned(runs: Mapping[str, Run]) -> Question:
@@ -62,6 +63,12 @@ def _say(rows: pd.DataFrame) -> str:
     if len(known) < len(rows) and np.isnan(rows["value"].iloc[-1]):
         return f"the condition number was {_number(last)} at step {last['step']} and is not a number since"
     words = f"the condition number went from {_number(first)} to {_number(last)}"
+    if last["value"] * last["tolerance"] > SATURATED:
+        words += (
+            f", which is all that a tolerance of {last['tolerance']:g} can show: smaller eigenvalues go on below it"
+        )
+    elif not np.isnan(last["tolerance"]):
+        words += f" at a tolerance of {last['tolerance']:g}"
     if not np.isnan(last["nullity"]):
         words += f", {last['nullity']:.0f} flat directions not counted"
     if last["negative"] > 0:
