@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.func import functional_call
 
@@ -40,6 +41,9 @@ class EmpiricalRisk:
         params: which parameters to differentiate by; None for every trainable one.
         mode: "train", "eval", or None to evaluate the model as it stands.
         seed: of the dropout masks.
+        process_group: where every rank holds a shard of the data, e.g. ``torch.distributed.group.WORLD``: losses,
+            gradients and products are sums over all ranks, and every rank must ask for the same ones. Train-mode
+            batch norm takes its statistics over each rank's own batches.
 
     Raises:
         ValueError: ``mode`` is none of these, or ``params`` selects nothing.
@@ -55,6 +59,7 @@ class EmpiricalRisk:
         params: Params = None,
         mode: str | None = None,
         seed: int = 0,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         if mode not in ("train", "eval", None):
             raise ValueError(f"mode must be 'train', 'eval' or None (as the model stands); got {mode!r}")
@@ -66,6 +71,7 @@ class EmpiricalRisk:
         self._call = _Forward(self.model, forward or _default_forward)
         self._selected = _select(self.model, params)
         self._fingerprints: dict[int, int] = {}
+        self._group = process_group
 
     @property
     def mode(self) -> str:
@@ -185,9 +191,22 @@ class EmpiricalRisk:
             for name, value in evaluate(batch).items():
                 total[name] = total[name] + size * value if name in total else size * value
             n += size
+        n = self.count(n)
         if n == 0:
             raise ValueError("the data must hold at least one sample; got none (an exhausted iterator? pass a list)")
-        return {name: value / n for name, value in total.items()}
+        return {name: self.summed(value) / n for name, value in total.items()}
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """Return the sum over all ranks of the process group; the tensor itself without one."""
+        if self._group is None:
+            return tensor
+        result = tensor.detach().clone()
+        dist.all_reduce(result, group=self._group)
+        return result
+
+    def count(self, samples: int) -> int:
+        """Return the number of samples over all ranks."""
+        return samples if self._group is None else int(self.summed(torch.tensor(samples)).item())
 
     def _call_with(self, theta: Named, batch: Batch, use: Callable[[Any], Any] | None = None) -> Any:
         """Return the outputs at ``theta``, or what ``use`` makes of them while the model still stands there."""

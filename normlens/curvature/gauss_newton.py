@@ -104,14 +104,14 @@ class GaussNewtonOperator(LinearOperator):
         self.layout, self.mode = ParameterLayout(risk), risk.mode
         super().__init__(self.layout.n, self.layout.dtype, self.layout.device)
         batches = [(batch, batch_size(batch)) for batch in risk.batches()]
-        total = sum(size for _, size in batches)
+        self._risk, total = risk, risk.count(sum(size for _, size in batches))
         if total == 0:
             raise ValueError("the data must hold at least one sample; got none (an exhausted iterator? pass a list)")
         self._parts = [(_BatchProduct(risk, self.layout, batch, matrix), size / total) for batch, size in batches]
 
     def matvec(self, v: Tensor) -> Tensor:
         """Return J'SJ v."""
-        return torch.stack([weight * part(v) for part, weight in self._parts]).sum(0)
+        return self._risk.summed(torch.stack([weight * part(v) for part, weight in self._parts]).sum(0))
 
 
 def gauss_newton(risk: EmpiricalRisk) -> GaussNewtonOperator:

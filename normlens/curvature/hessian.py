@@ -33,17 +33,17 @@ class HessianOperator(LinearOperator):
         self.mode, self.product = risk.mode, product
         self._risk = risk
         batches = [(batch, batch_size(batch)) for batch in risk.batches()]
-        if not sum(size for _, size in batches):
+        total = risk.count(sum(size for _, size in batches))
+        if not total:
             raise ValueError("the data must hold at least one sample; got none (an exhausted iterator? pass a list)")
         if not bool(torch.isfinite(loss := risk.loss())):
             raise ValueError(f"the loss must be finite; it is {float(loss)}: there is no curvature where it diverged")
-        total = sum(size for _, size in batches)
         self._parts = [(product(risk, self.layout, batch), size / total) for batch, size in batches]
         self.check = check_hessian(self, risk) if check else SelfCheck.skipped()
 
     def matvec(self, v: Tensor) -> Tensor:
         """Return H v, each batch weighted by its number of samples."""
-        return torch.stack([weight * part(v) for part, weight in self._parts]).sum(0)
+        return self._risk.summed(torch.stack([weight * part(v) for part, weight in self._parts]).sum(0))
 
 
 def hessian(

@@ -73,7 +73,8 @@ def stability_threshold(optimizer: torch.optim.Optimizer) -> float:
     """Return the sharpness at which the optimizer's steps stop shrinking on a quadratic; see :class:`EdgeOfStability`.
 
     Raises:
-        ValueError: it is neither SGD nor Adam(W), or its parameter groups differ in what matters.
+        ValueError: it is neither SGD nor Adam(W), its learning rate is 0, or its parameter groups differ in what
+            matters.
     """
     thresholds = {_group_threshold(optimizer, group) for group in optimizer.param_groups}
     if len(thresholds) > 1:
@@ -83,6 +84,8 @@ def stability_threshold(optimizer: torch.optim.Optimizer) -> float:
 
 def _group_threshold(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> float:
     rate = float(group["lr"])
+    if not rate > 0:
+        raise ValueError(f"the threshold needs a learning rate above 0; got {rate:g} (a warm-up?): measure later")
     if isinstance(optimizer, torch.optim.SGD):
         beta = float(group["momentum"])
         if group["dampening"]:
@@ -114,5 +117,6 @@ def _inverse_roots(
         if "exp_avg_sq" not in state:
             raise ValueError(f"Adam has no second moments of {name!r} yet; measure after its first step")
         group = settings[id(parameter)]
-        corrected = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
+        second = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+        corrected = second / (1 - group["betas"][1] ** float(state["step"]))
         yield name, (corrected.sqrt() + group["eps"]).rsqrt()

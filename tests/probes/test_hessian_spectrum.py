@@ -1,0 +1,98 @@
+"""The ends of the Hessian's spectrum against the dense float64 Hessian."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from normlens.probes.hessian_spectrum import HessianSpectrum
+from normlens.risk import EmpiricalRisk
+from normlens.run.measure import Activations
+from normlens.run.probe import Previous, Step
+from normlens.run.reading import Reading
+from support.curvature import dense_hessian
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def network() -> nn.Module:
+    layers = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
+    for seed, p in enumerate(layers.parameters()):
+        nn.init.normal_(p, generator=torch.Generator().manual_seed(seed))
+    return layers
+
+
+X, Y = normal(20, 4, seed=7), torch.arange(20) % 3
+ROUNDING = 53 * torch.finfo(torch.float64).eps  # of the dense eigenvalues, relative to the largest
+
+
+def step_of(model: nn.Module, data: object = (X, Y)) -> Step:
+    risk = EmpiricalRisk(model, functional.cross_entropy, data)
+    return Step(3, risk, Activations(risk), Previous(), None, torch.Generator().manual_seed(1))
+
+
+def read(probe: HessianSpectrum, step: Step) -> dict[str, Reading]:
+    return {reading.name: reading for reading in probe(step)}
+
+
+@pytest.mark.parametrize("tol", [1e-3, 1e-8])
+@pytest.mark.parametrize("training", [True, False])
+def test_both_ends_are_those_of_the_dense_hessian_within_their_errors(training, tol):
+    model = network().train(training)
+    exact = torch.linalg.eigvalsh(dense_hessian(model, functional.cross_entropy, X, Y)).flip(0).numpy()
+    found = read(HessianSpectrum(tol=tol), step_of(model))
+    assert exact[-1] < -1e-3 * exact[0], "the network has negative curvature, or lambda_min says nothing"
+    assert found["top"].value == pytest.approx(exact[:5], abs=found["top"].error + ROUNDING * exact[0], rel=0)
+    assert found["lambda_max"].value == pytest.approx(
+        exact[0], abs=found["lambda_max"].error + ROUNDING * exact[0], rel=0
+    )
+    assert found["lambda_min"].value == pytest.approx(
+        exact[-1], abs=found["lambda_min"].error + ROUNDING * exact[0], rel=0
+    )
+    assert 0 < found["lambda_max"].error <= tol * exact[0]
+    assert 0 < found["lambda_min"].error <= 10 * tol * exact[0]
+
+
+def test_the_top_has_k_values_in_descending_order_and_the_first_is_lambda_max():
+    found = read(HessianSpectrum(k=3), step_of(network()))
+    assert (found["top"].array.shape, found["top"].dims) == ((3,), ("index",))
+    assert np.all(np.diff(found["top"].array) < 0)
+    assert found["top"].array[0] == found["lambda_max"].value
+
+
+def test_several_batches_are_one_mean_over_all_their_samples():
+    """In train mode each batch has statistics of its own: the Hessian is the weighted mean of theirs."""
+    model, parts = network(), ((X[:12], Y[:12]), (X[12:], Y[12:]))
+    parts_of = [len(x) / 20 * dense_hessian(model, functional.cross_entropy, x, y) for x, y in parts]
+    exact = torch.linalg.eigvalsh(parts_of[0] + parts_of[1]).flip(0).numpy()
+    found = read(HessianSpectrum(tol=1e-8), step_of(model, list(parts)))
+    for name, value in (("lambda_max", exact[0]), ("lambda_min", exact[-1])):
+        assert found[name].value == pytest.approx(float(value), abs=found[name].error + ROUNDING * exact[0], rel=0)
+        assert found[name].n == 20
+
+
+def test_a_second_measurement_skips_the_self_check_and_reads_the_same():
+    step = step_of(network())
+    first = read(HessianSpectrum(), step)
+    known = {(r.layer, r.name): r for r in first.values()}
+    again = read(HessianSpectrum(), replace(step_of(network()), previous=Previous(known, known)))
+    assert again["top"].array.tobytes() == first["top"].array.tobytes()
+
+
+def test_products_are_counted_and_limited_for_each_end():
+    found = read(HessianSpectrum(k=1, tol=1e-1, max_matvecs=30), step_of(network()))
+    assert 2 <= found["matvecs"].value <= 60
+
+
+def test_a_largest_eigenvalue_that_has_not_converged_is_no_reading():
+    with pytest.raises(
+        RuntimeError, match=r"lambda_max must converge; after \d+ products .*: raise max_matvecs or tol"
+    ):
+        read(HessianSpectrum(max_matvecs=2), step_of(network()))
