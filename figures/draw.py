@@ -28,6 +28,7 @@ def main(folder: str) -> None:
     runs = find_runs([folder])
     draw(plot.overview, runs, (10, 10))
     draw(plot.elimination, runs, (6.4, 4))
+    draw(plot.hessian_spectrum, runs, (6.4, 4))
     draw(plot.activation_drift, runs, (6.4, 4))
 
 

@@ -94,16 +94,22 @@ class EmpiricalRisk:
                 break
         return self._on(self.model, taken)
 
-    def double(self, samples: int) -> EmpiricalRisk:
-        """Return the risk of a float64 copy of the model on the first samples of the first batch."""
-        first = first_samples(next(iter(self.batches())), samples, double=True)
-        return self._on(copy.deepcopy(self.model).double(), [first])
+    def double(self, samples: int | None = None) -> EmpiricalRisk:
+        """Return the risk of a float64 copy of the model: on the first samples of the first batch, or on all data."""
+        whole = [first_samples(batch, samples or batch_size(batch), double=True) for batch in self._some(samples)]
+        copied = self._on(copy.deepcopy(self.model).double(), whole)
+        if isinstance(self._loss, torch.nn.Module):
+            copied._loss = copy.deepcopy(self._loss).double()
+        return copied
+
+    def _some(self, samples: int | None) -> Iterator[Batch]:
+        return self.batches() if samples is None else itertools.islice(self.batches(), 1)
 
     def _on(self, model: torch.nn.Module, batches: list[Batch]) -> EmpiricalRisk:
-        names, forward = sorted(self._selected), self._call.call
-        if not names:
-            return EmpiricalRisk(model, self._loss, batches, forward=forward, mode=self._mode, seed=self.seed)
-        return EmpiricalRisk(model, self._loss, batches, forward=forward, params=names, mode=self._mode, seed=self.seed)
+        names, forward = sorted(self._selected) or None, self._call.call
+        copied = EmpiricalRisk(model, self._loss, batches, forward=forward, mode=self._mode, seed=self.seed)
+        copied._selected = _select(model, names)
+        return copied
 
     def batches(self) -> Iterator[Batch]:
         """Iterate over the batches, moved to the device of the parameters."""

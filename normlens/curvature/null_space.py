@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from normlens.risk import EmpiricalRisk
-from normlens.typing import Batch
 
 __all__ = ["NullSpace", "null_directions"]
 
@@ -89,7 +87,7 @@ def null_directions(risk: EmpiricalRisk) -> NullSpace:
     Raises:
         ValueError: the outputs are no tensor.
     """
-    double = _in_double(risk)
+    double = risk.double()
     watch = _Watch(double.model)
     derivative = _random_derivative(double)
     found = _dead(double, watch, derivative)
@@ -99,25 +97,6 @@ def null_directions(risk: EmpiricalRisk) -> NullSpace:
         group = [d for d in found if (d.reason, d.name) == key]
         kept += group if _is_null(double, group) else [d for d in group if _is_null(double, [d])]
     return _assemble(risk, kept)
-
-
-def _in_double(risk: EmpiricalRisk) -> EmpiricalRisk:
-    """Copy the risk with its model and loss; the data are put in the copy's place beforehand, in float64."""
-    batches = {index: _to_double(batch) for index, batch in enumerate(risk.batches())}
-    double = copy.deepcopy(risk, {id(risk.data): batches.values()})
-    double._fingerprints = {}
-    double.model.double()
-    if isinstance(double._loss, nn.Module):
-        double._loss.double()
-    return double
-
-
-def _to_double(batch: Batch) -> Batch:
-    if isinstance(batch, Tensor):
-        return batch.double() if batch.is_floating_point() else batch
-    if isinstance(batch, dict):
-        return {key: _to_double(value) for key, value in batch.items()}
-    return type(batch)(map(_to_double, batch)) if type(batch) in (list, tuple) else batch
 
 
 def _random_derivative(risk: EmpiricalRisk) -> dict[str, Tensor]:

@@ -32,6 +32,10 @@ class LinearOperator(ABC):
     def matvec(self, v: Tensor) -> Tensor:
         """Return A v for one vector ``(n,)`` in the operator's dtype and on its device."""
 
+    def transposed(self, v: Tensor) -> Tensor:
+        """Return A' v for one vector: A v again, but for a preconditioner that is not symmetric."""
+        return self.matvec(v)
+
     def __matmul__(self, v: Tensor) -> Tensor:
         """Return A v for ``(n,)`` or ``(n, k)``.
 
@@ -104,7 +108,8 @@ def precondition(operator: LinearOperator, root: LinearOperator | Tensor) -> Lin
 
     Args:
         operator: A.
-        root: P, symmetric: an operator, or a vector (n,) that stands for its diagonal.
+        root: P: an operator (one that is not symmetric overrides ``transposed``, as batch normalization's
+            preconditioner :func:`activation_condition.bnp_root` does), or a vector (n,) that is its diagonal.
     """
     return _Preconditioned(operator, root)
 
@@ -166,14 +171,20 @@ class _Preconditioned(LinearOperator):
                 f"a preconditioner needs shape ({n},) for a diagonal or ({n}, {n}); got {tuple(root.shape)}"
             )
         super().__init__(n, a.dtype, a.device)
-        self._a, self._root = a, root.to(a.device, a.dtype) if isinstance(root, Tensor) else root
+        self._a = a
+        self._root = _Diagonal(root.to(a.device, a.dtype)) if isinstance(root, Tensor) else root
 
     def matvec(self, v: Tensor) -> Tensor:
-        return self._apply(self._a.matvec(self._apply(v)))
+        return self._root.transposed(self._a.matvec(self._root.matvec(v)))
 
-    def _apply(self, v: Tensor) -> Tensor:
-        scaled: Tensor = torch.mul(self._root, v) if isinstance(self._root, Tensor) else self._root.matvec(v)
-        return scaled
+
+class _Diagonal(LinearOperator):
+    def __init__(self, entries: Tensor) -> None:
+        super().__init__(len(entries), entries.dtype, entries.device)
+        self._entries = entries
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return self._entries * v
 
 
 class _Deflated(LinearOperator):

@@ -5,6 +5,8 @@ import pytest
 import torch
 from scipy.sparse.linalg import eigsh
 
+from normlens.curvature.activation_condition import bnp_root
+from normlens.curvature.condition import condition_number
 from normlens.curvature.operator import DenseOperator, deflate, precondition, restrict
 from support.curvature import vector
 
@@ -41,6 +43,17 @@ def test_a_preconditioned_matrix_is_p_a_p():
     a, p, d = symmetric(), symmetric(seed=3), vector(8).abs() + 1
     torch.testing.assert_close(precondition(DenseOperator(a), DenseOperator(p)).dense(), p @ a @ p)
     torch.testing.assert_close(precondition(DenseOperator(a), d).dense(), torch.diag(d) @ a @ torch.diag(d))
+
+
+def test_batch_normalization_preconditions_the_hessian_of_least_squares_to_that_of_normalized_inputs():
+    """Theory 1.2: P'HP = G'G/N with G the bias column and the normalized inputs; on the data of T1 that is I."""
+    h = torch.tensor([[1.0, 2.0], [3.0, 2.0], [1.0, 6.0], [3.0, 6.0]], dtype=torch.float64)
+    extended = torch.cat([torch.ones(4, 1, dtype=torch.float64), h], 1)
+    plain = DenseOperator(extended.T @ extended / 4)
+    root = bnp_root(h.mean(0), h.var(0, unbiased=False))
+    torch.testing.assert_close(precondition(plain, root).dense(), torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-14)
+    assert condition_number(plain).value == pytest.approx(15.2592240609**2, rel=1e-9)
+    assert condition_number(precondition(plain, root)).value == pytest.approx(1, rel=1e-12)
 
 
 def test_deflation_takes_a_subspace_out_whatever_its_basis():

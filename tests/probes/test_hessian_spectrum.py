@@ -78,7 +78,7 @@ def test_several_batches_are_one_mean_over_all_their_samples():
         assert found[name].n == 20
 
 
-def test_a_second_measurement_skips_the_self_check_and_reads_the_same():
+def test_a_later_measurement_without_the_self_check_reads_the_same():
     step = step_of(network())
     first = read(HessianSpectrum(), step)
     known = {(r.layer, r.name): r for r in first.values()}

@@ -1,0 +1,50 @@
+"""EmpiricalRisk.head and EmpiricalRisk.double: the same risk on less data, or in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.fingerprint import fingerprint
+from support.networks import batch, conv_batch_norm, mlp
+from torch import nn
+
+from normlens.risk import EmpiricalRisk
+
+x, y = batch(20)
+
+
+def test_the_head_takes_as_many_batches_as_its_samples_need():
+    batches = [(x[:8], y[:8]), (x[8:16], y[8:16]), (x[16:], y[16:])]
+    risk = EmpiricalRisk(mlp(), nn.functional.cross_entropy, batches)
+    taken = list(risk.head(11).batches())
+    assert [len(b[1]) for b in taken] == [8, 3]
+    assert torch.equal(torch.cat([b[0] for b in taken]), x[:11])
+    assert list(risk.head(99).batches())[-1][0].shape == (4, 12)
+
+
+def test_the_head_keeps_mode_seed_parameters_and_forward():
+    def forward(model, inputs):
+        return 2 * model(inputs)
+
+    risk = EmpiricalRisk(mlp(), nn.functional.cross_entropy, (x, y), mode="eval", seed=5, params="0.*", forward=forward)
+    expected = nn.functional.cross_entropy(2 * risk.model(x[:6]), y[:6])
+    head = risk.head(6)
+    assert head.loss().item() == pytest.approx(expected.item(), rel=1e-6)
+    assert (head.mode, head.seed, list(head.parameters)) == ("eval", 5, ["0.weight", "0.bias"])
+
+
+def test_a_wholly_frozen_model_keeps_its_head():
+    risk = EmpiricalRisk(mlp().requires_grad_(False), nn.functional.cross_entropy, (x, y))
+    assert risk.head(4).parameters == {}
+
+
+@pytest.mark.parametrize("samples", [None, 5])
+def test_the_double_is_a_float64_copy_with_its_loss_and_leaves_the_model_alone(samples):
+    model = conv_batch_norm()
+    before = fingerprint(model)
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))
+    double = EmpiricalRisk(model, weighted, [(x[:8], y[:8]), (x[8:], y[8:])]).double(samples)
+    assert double.loss().dtype == torch.float64
+    assert sum(len(b[1]) for b in double.batches()) == (samples or 20)
+    assert fingerprint(model) == before
+    assert weighted.weight.dtype == torch.float32
