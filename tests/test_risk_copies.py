@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.fingerprint import fingerprint
-from support.networks import batch, conv_batch_norm, mlp
 from torch import nn
 
 from normlens.risk import EmpiricalRisk
+from support.fingerprint import fingerprint
+from support.networks import batch, conv_batch_norm, mlp
 
 x, y = batch(20)
 

@@ -93,14 +93,13 @@ def condition_number(
         spectrum = operator.values.double()
         relative = operator.floor / float(spectrum.max()) if float(spectrum.max()) > 0 else operator.floor
         _check(tolerance, relative)
-        zeros = max(0, operator.parameters - len(spectrum))
-        return _exact(spectrum, zeros, tolerance, relative, "gram", 0)
+        return _exact(spectrum, operator.parameters, tolerance, relative, "gram", 0)
     floor = 8 * float(torch.finfo(operator.dtype).eps)
     _check(tolerance, floor)
     n, known = operator.shape[0], 0 if null is None else null.shape[1]
     if method == "dense" or (method == "auto" and n <= _DENSE):
         values = torch.linalg.eigvalsh(operator.dense().double())
-        return _exact(values, 0, tolerance, floor, "dense", n)
+        return _exact(values, n, tolerance, floor, "dense", n)
     reduced = operator if null is None else deflate(operator, null)
     return _bounded(reduced, tolerance, floor, min(steps, n - known), known, null, generator)
 
@@ -115,13 +114,14 @@ def _check(tolerance: float, floor: float) -> None:
         )
 
 
-def _exact(values: Tensor, zeros: int, tolerance: float, floor: float, method: str, matvecs: int) -> ConditionNumber:
+def _exact(values: Tensor, rows: int, tolerance: float, floor: float, method: str, matvecs: int) -> ConditionNumber:
     size = values.abs()
     top = float(size.max())
     smallest = _smallest(size, tolerance * top)
     curve = tuple(top / _smallest(size, t * top) if t >= floor else math.nan for t in TOLERANCES)
     value = top / smallest
-    nullity = int((size <= tolerance * top).sum()) + zeros
+    # Of all rows of the matrix: a Gram matrix may list fewer values than that, or zeros beyond them.
+    nullity = rows - int((size > tolerance * top).sum())
     negative = int((values < -tolerance * top).sum())
     return ConditionNumber(
         value, value, top, smallest, nullity, negative, tolerance, floor, curve, method, True, matvecs

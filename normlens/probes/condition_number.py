@@ -43,12 +43,10 @@ class ConditionNumber:
         spectrum = gauss_newton_spectrum(step.risk.head(self.samples))
         result = condition_number(spectrum, tolerance=self.tolerance)
         n = spectrum.samples
-        # Counted by the rank: of more rows than parameters the Gram matrix has zeros that J'SJ has not.
-        rank = int((spectrum.values > self.tolerance * result.lambda_max).sum())
         yield Reading("kappa", result.value, n=n)
         yield Reading("lambda_max", result.lambda_max, n=n)
         yield Reading("lambda_min_nonzero", result.lambda_min, n=n)
-        yield Reading("nullity", float(spectrum.parameters - rank), n=n)
+        yield Reading("nullity", float(result.nullity or 0), n=n)
         yield Reading("tolerance", self.tolerance)
         yield Reading("floor", result.floor)
         yield Reading("tolerance_grid", np.array(TOLERANCES), dims=("tolerance_grid",))

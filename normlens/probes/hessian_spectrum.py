@@ -26,7 +26,8 @@ class HessianSpectrum:
     Args:
         k: how many of the largest.
         tol: residual relative to the largest eigenvalue at which a pair has converged.
-        max_matvecs: products for each end at most; what has not converged by then is an error of the measurement.
+        max_matvecs: products for each end at most. ``lambda_max`` must have converged by then; what else has not is
+            recorded with its residual as its error.
     """
 
     k: int = 5

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,6 +93,8 @@ def test_a_gram_spectrum_gives_the_exact_number_of_a_matrix_that_was_never_forme
     result = condition_number(spectrum, tolerance=1e-9)
     assert (result.value, result.nullity, result.method) == (8.0, 997, "gram")
     assert result.converged
+    few = replace(spectrum, parameters=3)  # of more rows than parameters the Gram matrix has zeros that J'SJ has not
+    assert condition_number(few, tolerance=1e-9).nullity == 0
 
 
 def test_its_words_say_whether_it_is_a_bound():
