@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["SelfCheck", "check_hessian"]
 
 _SAMPLES = 64
-_TOLERATED = 0.05  # a wrong derivative is wrong by its own size; a ReLU mask that flips is not
+_TOLERATED = 0.01  # a wrong derivative is wrong by its own size; a ReLU mask that flips is not
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def check_hessian(operator: HessianOperator, risk: EmpiricalRisk) -> SelfCheck:
     what = "does not agree with a difference of gradients" if symmetric else "is not symmetric"
     message = (
         f"the Hessian {what} (asymmetry {asymmetry:.1e}, relative difference {difference:.1e}): an operation in "
-        "the model or the loss has a wrong second derivative, such as a Function that saves a detached tensor, or "
-        "the model is not a deterministic function of its parameters"
+        "the model or the loss has a wrong second derivative, such as a Function that saves a detached tensor or "
+        "spectral_norm in train mode, or the model is not a deterministic function of its parameters"
     )
     warnings.warn(f"normlens: {message}", RuntimeWarning, stacklevel=4)
     return SelfCheck(False, asymmetry, difference, message)

@@ -28,7 +28,8 @@ class EdgeOfStability:
     * Adam and AdamW: :math:`(2+2\beta_1)/((1-\beta_1)\eta)` for :math:`P^{-1/2}HP^{-1/2}`,
       :math:`P = \operatorname{diag}(\sqrt{\hat v} + \varepsilon)`,
 
-    and ``ratio`` their quotient: 1 is the edge. Valid for full-batch training; with mini-batches it is a comparison.
+    and ``ratio`` their quotient: 1 is the edge. Before Adam's first step only the threshold is known. Valid for
+    full-batch training; with mini-batches it is a comparison.
     Source: Cohen et al., ICLR 2021 (arXiv:2103.00065) and arXiv:2207.14484.
 
     Args:
@@ -53,6 +54,9 @@ class EdgeOfStability:
         if step.optimizer is None:
             raise ValueError("the edge of stability needs the optimizer: pass optimizer= to the lens")
         threshold = stability_threshold(step.optimizer)
+        yield Reading("threshold", threshold)
+        if not isinstance(step.optimizer, torch.optim.SGD) and not step.optimizer.state:
+            return  # before its first step Adam has no preconditioner, and there is no sharpness to compare
         operator = hessian(step.risk, check=not step.previous.first)
         pairs = eigsh(
             _preconditioned(operator, step), 1, "LA", tol=self.tol, max_matvecs=self.max_matvecs,
@@ -64,7 +68,6 @@ class EdgeOfStability:
             )
         sharpness, error = float(pairs.values[0]), float(pairs.residuals[0])
         yield Reading("sharpness", sharpness, error=error)
-        yield Reading("threshold", threshold)
         yield Reading("ratio", sharpness / threshold, error=error / threshold)
         yield Reading("matvecs", float(pairs.matvecs))
 
@@ -114,8 +117,9 @@ def _inverse_roots(
     for name in operator.layout.shapes:
         parameter = named[name]
         state = optimizer.state.get(parameter, {})
-        if "exp_avg_sq" not in state:
-            raise ValueError(f"Adam has no second moments of {name!r} yet; measure after its first step")
+        if "exp_avg_sq" not in state:  # not the optimizer's, or without a gradient: it does not move
+            yield name, torch.zeros_like(parameter)
+            continue
         group = settings[id(parameter)]
         second = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
         corrected = second / (1 - group["betas"][1] ** float(state["step"]))

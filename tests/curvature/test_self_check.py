@@ -8,7 +8,7 @@ from torch import nn
 
 from normlens.curvature.hessian import hessian
 from normlens.risk import EmpiricalRisk
-from support.networks import batch, mlp
+from support.networks import NETWORKS, batch, mlp
 
 cross_entropy = nn.functional.cross_entropy
 
@@ -52,3 +52,12 @@ def test_it_can_be_left_out_and_says_so():
     skipped = hessian(EmpiricalRisk(mlp(), cross_entropy, batch()), check=False).check
     assert skipped.passed is None
     assert skipped.message == "not checked"
+
+
+def test_that_autograd_does_not_see_the_vectors_of_spectral_norm_move_is_found():
+    """Its gradient takes the singular vectors as constants, which is right once; its derivative is not the Hessian."""
+    model = NETWORKS["spectral_norm"]().train()
+    risk = EmpiricalRisk(model, cross_entropy, batch())
+    with pytest.warns(RuntimeWarning, match="spectral_norm in train mode"):
+        assert hessian(risk).check.difference > 0.01
+    assert hessian(EmpiricalRisk(model, cross_entropy, batch(), mode="eval")).check.passed

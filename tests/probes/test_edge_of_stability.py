@@ -139,10 +139,25 @@ def test_without_an_optimizer_there_is_no_edge():
         read(EdgeOfStability(), network(), None)
 
 
-def test_adam_has_no_preconditioner_before_its_first_step():
+def test_before_its_first_step_adam_has_no_preconditioner_and_only_the_threshold_is_known():
     model = network()
-    with pytest.raises(ValueError, match=r"no second moments of '0.weight' yet; measure after its first step"):
-        read(EdgeOfStability(), model, torch.optim.Adam(model.parameters()))
+    found = read(EdgeOfStability(), model, torch.optim.Adam(model.parameters()))
+    assert set(found) == {"threshold"}
+
+
+def test_directions_in_which_adam_does_not_move_do_not_count():
+    model = network()
+    optimizer = torch.optim.Adam([model[0].weight], lr=0.03)
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    optimizer.step()
+    whole = read(EdgeOfStability(tol=1e-7), model, optimizer)["sharpness"].value
+    frozen = network()
+    frozen.load_state_dict(model.state_dict())
+    for name, parameter in frozen.named_parameters():
+        parameter.requires_grad_(name == "0.weight")
+    own = torch.optim.Adam([frozen[0].weight], lr=0.03)
+    own.state[frozen[0].weight] = optimizer.state[model[0].weight]
+    assert whole == pytest.approx(read(EdgeOfStability(tol=1e-7), frozen, own)["sharpness"].value, rel=1e-6)
 
 
 def test_an_optimizer_whose_threshold_is_unknown_is_refused():
