@@ -4,6 +4,7 @@ import argparse
 
 import torch
 
+from normlens.catalog import load, names
 from normlens.cli.experiment import plan
 
 
@@ -20,7 +21,9 @@ def test_the_plan_resolves_every_name():
     experiment = plan(options())
     assert experiment.norms == ["batch_norm", None]
     assert experiment.seeds == [3, 4]
-    assert [type(probe).__name__ for probe in experiment.probes] == ["ActivationDrift", "Elimination", "TrainingCurve"]
+    assert [type(probe).__name__ for probe in experiment.probes] == [
+        load("normlens.probes", name).__name__ for name in names("normlens.probes")
+    ]
     assert "norms   batch_norm, none; seeds 3, 4" in experiment.describe()
     assert "budget 25% of the training time" in experiment.describe()
 

@@ -11,6 +11,7 @@ import pytest
 
 from normlens.cli.main import main
 from normlens.cli.train import split_names
+from normlens.run.errors import RunError
 from normlens.run.store import open_run
 
 SHORT = ["--model", "mlp", "--epochs", "1", "--batch-size", "256", "--every", "3"]
@@ -88,16 +89,24 @@ def test_names_are_split_at_commas_and_blanks_do_not_count():
 
 @pytest.mark.slow
 def test_ctrl_c_in_mid_training_leaves_a_readable_run_and_exit_code_130(tmp_path):
-    command = [sys.executable, "-m", "normlens.cli.main", "run", "--epochs", "500", "--every", "20", "--quiet"]
-    process = subprocess.Popen([*command, "--out", str(tmp_path)], stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "normlens.cli.main", "run", "--epochs", "2000", "--every", "20", "--quiet"]
+    command += ["--probes", "training_curve,elimination", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     path = tmp_path / "batch_norm-seed0.sqlite"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (path.exists() and path.stat().st_size > 0):
-        time.sleep(0.05)
-    time.sleep(3)
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and not _has_measured(path):
+        time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
     run = open_run(path)
     assert len(run.steps("training_curve")) > 1
     assert run.probes[-1] == "lens"
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def _has_measured(path: Path) -> bool:
+    """Whether a run that is being written holds more than its first measurement."""
+    try:
+        return len(open_run(path).steps("training_curve")) > 2
+    except RunError:
+        return False
