@@ -12,7 +12,7 @@ OUT    ?= runs/demo
 help:  ## say what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/.runtime  ## train one network under four normalizations, and write the report (about a minute)
+demo: $(VENV)/.runtime  ## train one network under four normalizations, and write the report (a minute or two)
 	@$(BIN)/normlens run --data digits --model cnn --norm batch_norm,group_norm,layer_norm,none \
 		--epochs 30 --every 50 --out $(OUT) --overwrite
 
