@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import sys
 
+import pytest
+
+from normlens.cli import tables
 from normlens.cli.runs import find_runs
 from normlens.cli.tables import print_verdicts
 
@@ -13,8 +16,7 @@ def test_without_a_terminal_there_is_no_color_code(two_runs, capsys):
     assert "\x1b[" not in text
 
 
-def test_on_a_terminal_a_finding_keeps_its_word_beside_its_color(two_runs, capsys, monkeypatch):
+@pytest.mark.parametrize(("severity", "color"), [("sick", 31), ("look", 33), ("note", 36)])
+def test_on_a_terminal_a_severity_keeps_its_word_within_its_color(severity, color, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    print_verdicts(find_runs([str(two_runs)]))
-    text = capsys.readouterr().out
-    assert "\x1b[" not in text or "[look]" in text or "[note]" in text or "[sick]" in text
+    assert tables._mark(severity) == f"\x1b[{color}m[{severity}]\x1b[0m"
