@@ -27,6 +27,7 @@ def eigsh(
     *,
     tol: float = 1e-3,
     start: Tensor | Eigenpairs | None = None,
+    nearby: bool | None = None,
     max_matvecs: int | None = None,
     basis: int | None = None,
     state: LanczosState | None = None,
@@ -50,9 +51,10 @@ def eigsh(
         which: ``"LA"`` the largest, ``"SA"`` the smallest, ``"LM"`` the largest in magnitude, ``"BE"`` half from each
             end (one more from the high end).
         tol: relative residual.
-        start: a vector (n,), a block (n, p), or the result for a matrix close by: a warm start from all its vectors and
-            one fresh random direction, which four products go to before the old pairs are believed: from the old
-            vectors alone an eigenvalue that has overtaken them is never seen.
+        start: a vector (n,), a block (n, p), or the result for a matrix close by.
+        nearby: whether ``start`` holds the eigenvectors of a matrix close by: a warm start from all of them and one
+            fresh random direction, which four products go to before the old pairs are believed: from the old vectors
+            alone an eigenvalue that has overtaken them is never seen. None: if it is an earlier result.
         max_matvecs: products of this call at most; 10 n by default. What has not converged by then is marked so.
         basis: how many vectors of length n to keep; by default up to 200, or as many as fit
             2 GiB, but 2 k + 20 at least. A restart takes the same once more for a moment.
@@ -78,7 +80,9 @@ def eigsh(
     _check(n, k, which, tol, max_matvecs, basis)
     k = min(k, n)
     capacity = min(n, basis or max(2 * k + 20, min(MOST_VECTORS, MOST_BYTES // (8 * n))))
-    now = _initial(A, start, state, capacity, generator)
+    warm = isinstance(start, Eigenpairs) if nearby is None else nearby and start is not None
+    vectors = start.vectors if isinstance(start, Eigenpairs) else start
+    now = _initial(A, vectors, warm, state, capacity, generator)
     limit = now.matvecs + (10 * n if max_matvecs is None else max_matvecs)
     search = _Search(A, k, which, tol, capacity, now)
     try:
@@ -153,7 +157,8 @@ class _Search:
 
 def _initial(
     operator: LinearOperator,
-    start: Tensor | Eigenpairs | None,
+    start: Tensor | None,
+    warm: bool,
     state: LanczosState | None,
     capacity: int,
     generator: torch.Generator | None,
@@ -169,9 +174,10 @@ def _initial(
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     if start is None:
         return begin(operator, torch.zeros(0, n), capacity, seed)
-    if isinstance(start, Eigenpairs):
-        return fresh(begin(operator, _columns(start.vectors, n)[: max(capacity - 2, 1)], capacity, seed))
-    return begin(operator, _columns(start, n), capacity, seed)
+    rows = _columns(start, n)
+    if warm:
+        return fresh(begin(operator, rows[: max(capacity - 2, 1)], capacity, seed))
+    return begin(operator, rows, capacity, seed)
 
 
 def _columns(start: Tensor, n: int) -> Tensor:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normlens.curvature.hessian import HessianOperator, hessian
+from normlens.curvature.hessian import hessian
+from normlens.curvature.hessian_operator import HessianOperator
 from normlens.curvature.lanczos import eigsh
 from normlens.curvature.operator import LinearOperator, precondition
+from normlens.probes.warm_start import vectors_reading, warm_start
 from normlens.run.probe import Step
 from normlens.run.reading import Reading
 
@@ -29,7 +31,8 @@ class EdgeOfStability:
       :math:`P = \operatorname{diag}(\sqrt{\hat v} + \varepsilon)`,
 
     and ``ratio`` their quotient: 1 is the edge. Before Adam's first step only the threshold is known. Valid for
-    full-batch training; with mini-batches it is a comparison.
+    full-batch training; with mini-batches it is a comparison. Each measurement starts from the eigenvector of the
+    last one and a fresh random direction.
     Source: Cohen et al., ICLR 2021 (arXiv:2103.00065) and arXiv:2207.14484.
 
     Args:
@@ -60,7 +63,7 @@ class EdgeOfStability:
         operator = hessian(step.risk, check=not step.previous.first)
         pairs = eigsh(
             _preconditioned(operator, step), 1, "LA", tol=self.tol, max_matvecs=self.max_matvecs,
-            generator=step.generator,
+            start=warm_start(step.previous, operator.shape[0]), nearby=True, generator=step.generator,
         )  # fmt: skip
         if not bool(pairs.converged[0]):
             raise RuntimeError(
@@ -70,6 +73,7 @@ class EdgeOfStability:
         yield Reading("sharpness", sharpness, error=error)
         yield Reading("ratio", sharpness / threshold, error=error / threshold)
         yield Reading("matvecs", float(pairs.matvecs))
+        yield vectors_reading(pairs)
 
 
 def stability_threshold(optimizer: torch.optim.Optimizer) -> float:

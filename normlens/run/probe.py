@@ -25,6 +25,8 @@ Readings = Mapping[tuple[str, str], Reading]
 class Previous:
     """What the same probe read before; a probe keeps no state of its own, so that a resumed run goes on seamlessly.
 
+    Readings that are not ``stored`` are in ``last`` alone, and only while the process lives that measured them.
+
     Attributes:
         first: its first readings in this run, empty at the first measurement.
         last: those of its last successful measurement before this one.

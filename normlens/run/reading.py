@@ -31,6 +31,8 @@ class Reading:
         error: one standard error of ``value``, or a bound; nan where the probe cannot know.
         dims: the names of the axes of ``value``, e.g. ``("channel",)``.
         n: the number of samples that it rests on; 0 where that has no meaning.
+        stored: whether it goes into the run's file. One that does not is seen by the probe's next measurement alone,
+            in ``previous.last``, e.g. eigenvectors to start from: they would swell the file. A resumed run lacks them.
 
     Raises:
         ValueError: the value is not numeric, or ``dims`` does not name every axis.
@@ -43,6 +45,7 @@ class Reading:
     error: float = field(default=math.nan, kw_only=True)
     dims: tuple[str, ...] = field(default=(), kw_only=True)
     n: int = field(default=0, kw_only=True)
+    stored: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         array = np.asarray(self.value)

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class Recorder:
             RunError: it cannot be written, and ``raising`` was asked for.
         """
         try:
-            self._writer.write(measurements)
+            self._writer.write([_stored(measurement) for measurement in measurements])
         except RunError as error:
             if self._raising:
                 raise
@@ -86,9 +87,16 @@ class Recorder:
 
     def _remember(self, measurement: Measurement) -> None:
         if measurement.status == "ok":
-            readings = {(r.layer, r.name): r for r in measurement.readings}
-            self._first.setdefault(measurement.probe, readings)
-            self._last[measurement.probe] = readings
+            self._first.setdefault(measurement.probe, _by_place(_stored(measurement)))
+            self._last[measurement.probe] = _by_place(measurement)
+
+
+def _stored(measurement: Measurement) -> Measurement:
+    return replace(measurement, readings=tuple(r for r in measurement.readings if r.stored))
+
+
+def _by_place(measurement: Measurement) -> Readings:
+    return {(r.layer, r.name): r for r in measurement.readings}
 
 
 def _temporary() -> Path:

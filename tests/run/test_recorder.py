@@ -34,6 +34,22 @@ def test_a_probe_sees_its_first_and_last_success_and_nothing_of_others(tmp_path)
     recorder.close()
 
 
+def test_a_reading_that_is_not_stored_is_seen_by_the_next_measurement_alone(tmp_path):
+    recorder = Recorder(tmp_path / "x", {})
+    for step in (1, 2):
+        kept, passing = Reading("w", 1.0 + step), Reading("v", np.full(3, step), dims=("n",), stored=False)
+        recorder.write([Measurement(step, "p", readings=(kept, passing))])
+    previous = recorder.previous("p")
+    assert values(previous.last) == {("", "w"): 3.0, ("", "v"): [2.0, 2.0, 2.0]}
+    assert values(previous.first) == {("", "w"): 2.0}
+    assert values(previous.at(2)) == {("", "w"): 3.0}
+    recorder.close()
+    assert [r.name for r in open_run(tmp_path / "x").readings("p", 2)] == ["w"]
+    resumed = Recorder(tmp_path / "x", {}, resume=True, first_step=3)
+    assert values(resumed.previous("p").last) == {("", "w"): 3.0}
+    resumed.close()
+
+
 @pytest.mark.parametrize("step", [0, 7, 99])
 def test_asking_for_a_step_without_success_is_an_error(tmp_path, step):
     recorder = Recorder(tmp_path / "x", {})
