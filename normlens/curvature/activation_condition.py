@@ -53,6 +53,11 @@ class BNPRoot(LinearOperator):
         super().__init__(len(mean) + 1, mean.dtype, mean.device)
         self._mean, self._deviation, self._q = mean, deviation, q
 
+    @property
+    def deviation(self) -> Tensor:
+        """The regularized standard deviations, (m,)."""
+        return self._deviation
+
     def matvec(self, v: Tensor) -> Tensor:
         """Return P v."""
         weights = v[1:] / self._deviation

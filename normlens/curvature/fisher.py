@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from normlens.curvature.gauss_newton import GaussNewtonOperator, OutputMatrix
+from normlens.curvature.product import UNREACHED, checked_finite, checked_loss
 from normlens.risk import EmpiricalRisk
 from normlens.typing import Batch
 
@@ -58,7 +59,10 @@ class _Observed(OutputMatrix):
         super().__init__(risk, batch, outputs)
         leaf = outputs.clone().requires_grad_()
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(risk.output_loss(leaf, batch), leaf)
+            loss = checked_finite(checked_loss(risk.output_loss(leaf, batch)))
+            if not loss.requires_grad:
+                raise ValueError(f"the loss must depend on the outputs; {UNREACHED}")
+            (gradient,) = torch.autograd.grad(loss, leaf)
         self.n = outputs.numel() // outputs.shape[1] if outputs.ndim > 1 else len(outputs)
         self.r = gradient * self.n  # the loss is a mean: undo its 1/N
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from normlens.batch import batch_size
 from normlens.curvature.layout import ParameterLayout
 from normlens.curvature.operator import LinearOperator
+from normlens.curvature.product import UNREACHED, checked_finite, checked_loss, sized_batches
 from normlens.risk import EmpiricalRisk
 from normlens.typing import Batch
 
@@ -45,7 +45,9 @@ class LossHessian(OutputMatrix):
         super().__init__(risk, batch, outputs)
         self._leaf = outputs.clone().requires_grad_()
         with torch.enable_grad():
-            loss = risk.output_loss(self._leaf, batch)
+            loss = checked_finite(checked_loss(risk.output_loss(self._leaf, batch)))
+            if not loss.requires_grad:
+                raise ValueError(f"the loss must depend on the outputs; {UNREACHED}")
             (self._gradient,) = torch.autograd.grad(loss, self._leaf, create_graph=True)
 
     def __call__(self, u: Tensor) -> Tensor:
@@ -103,15 +105,12 @@ class GaussNewtonOperator(LinearOperator):
     def __init__(self, risk: EmpiricalRisk, matrix: MakeMatrix) -> None:
         self.layout, self.mode = ParameterLayout(risk), risk.mode
         super().__init__(self.layout.n, self.layout.dtype, self.layout.device)
-        batches = [(batch, batch_size(batch)) for batch in risk.batches()]
-        self._risk, total = risk, risk.count(sum(size for _, size in batches))
-        if total == 0:
-            raise ValueError("the data must hold at least one sample; got none (an exhausted iterator? pass a list)")
-        self._parts = [(_BatchProduct(risk, self.layout, batch, matrix), size / total) for batch, size in batches]
+        self._risk, (batches, total) = risk, sized_batches(risk)
+        self._products = [(_BatchProduct(risk, self.layout, batch, matrix), size / total) for batch, size in batches]
 
     def matvec(self, v: Tensor) -> Tensor:
         """Return J'SJ v."""
-        return self._risk.summed(torch.stack([weight * part(v) for part, weight in self._parts]).sum(0))
+        return self._risk.summed(torch.stack([weight * part(v) for part, weight in self._products]).sum(0))
 
 
 def gauss_newton(risk: EmpiricalRisk) -> GaussNewtonOperator:
@@ -124,7 +123,8 @@ def gauss_newton(risk: EmpiricalRisk) -> GaussNewtonOperator:
         risk: model, loss, data and mode; the model must return one tensor.
 
     Raises:
-        ValueError: no trainable parameters, no data, or outputs that are no single tensor of the parameters.
+        ValueError: no trainable parameters, no data, outputs that are no single finite tensor of the parameters, or a
+            loss of them that is not scalar or not finite.
     """
     return GaussNewtonOperator(risk, LossHessian)
 
@@ -136,5 +136,9 @@ def _checked_outputs(outputs: object) -> Tensor:
             "pass forward= to pick it"
         )
     if not outputs.requires_grad:
-        raise ValueError("the outputs must depend on the selected parameters; no graph reaches them")
+        raise ValueError(f"the outputs must depend on the selected parameters; {UNREACHED}")
+    if bool((outputs.isnan() | outputs.isposinf()).any()):  # -inf is what a mask leaves
+        raise ValueError(
+            "the outputs must be finite; some are nan or inf: there is no curvature where the model diverged"
+        )
     return outputs

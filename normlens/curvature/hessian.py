@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-import os
+from typing import get_args
 
-import torch
-from torch import Tensor
-
-from normlens.batch import batch_size
-from normlens.curvature.layout import ParameterLayout
-from normlens.curvature.operator import LinearOperator
-from normlens.curvature.product import ForwardOverReverse, HessianProduct, RetainedGraph
-from normlens.curvature.self_check import SelfCheck, check_hessian
+from normlens.curvature.hessian_operator import HessianOperator
+from normlens.curvature.product import HessianProduct
+from normlens.curvature.product_choice import Method, choose_product
 from normlens.risk import EmpiricalRisk
 
-__all__ = ["HessianOperator", "hessian"]
-
-
-class HessianOperator(LinearOperator):
-    r"""The Hessian :math:`\nabla^2 L(\theta)` of an empirical risk.
-
-    Attributes:
-        layout: where each parameter stands in a vector.
-        mode: how the model stood: "train", "eval" or "mixed".
-        check: what the operator found when it checked itself.
-        product: the way its products are formed.
-    """
-
-    def __init__(self, risk: EmpiricalRisk, *, product: type[HessianProduct], check: bool) -> None:
-        self.layout = ParameterLayout(risk)
-        super().__init__(self.layout.n, self.layout.dtype, self.layout.device)
-        self.mode, self.product = risk.mode, product
-        self._risk = risk
-        batches = [(batch, batch_size(batch)) for batch in risk.batches()]
-        total = risk.count(sum(size for _, size in batches))
-        if not total:
-            raise ValueError("the data must hold at least one sample; got none (an exhausted iterator? pass a list)")
-        if not bool(torch.isfinite(loss := risk.loss())):
-            raise ValueError(f"the loss must be finite; it is {float(loss)}: there is no curvature where it diverged")
-        self._parts = [(product(risk, self.layout, batch), size / total) for batch, size in batches]
-        self.check = check_hessian(self, risk) if check else SelfCheck.skipped()
-
-    def matvec(self, v: Tensor) -> Tensor:
-        """Return H v, each batch weighted by its number of samples."""
-        return self._risk.summed(torch.stack([weight * part(v) for part, weight in self._parts]).sum(0))
+__all__ = ["hessian"]
 
 
 def hessian(
     risk: EmpiricalRisk,
     *,
     product: type[HessianProduct] | None = None,
+    method: Method = "auto",
+    matvecs: int = 100,
     memory: int | None = None,
     check: bool = True,
 ) -> HessianOperator:
@@ -60,46 +28,28 @@ def hessian(
     Right through every normalization layer in train and eval mode, with respect to the batch statistics too. Running
     statistics, dropout masks and spectral-norm vectors stay as they are.
 
+    Products are formed on kept graphs if they fit ``memory``, else by ``jvp(grad)``, else on graphs built anew. Where
+    an operation has no second derivative, by ``jvp(grad)`` if that works and by differences of gradients if not; the
+    operator's ``error`` then is what these are known to. With ``method="fast"`` the gradient is linearized, and
+    compiled, if ``matvecs`` products pay for it. ``operator.product`` and ``operator.reason`` tell what was chosen.
+
     Args:
         risk: model, loss, data and mode.
-        product: how products are formed; None keeps the graphs if they fit ``memory``, else uses ``jvp(grad)``.
+        product: how products are formed; None to choose.
+        method: "auto", or "fast" to prepare for many products.
+        matvecs: how many products are expected, for "fast".
         memory: bytes for kept graphs; None for a quarter of what is free.
         check: compare with differences of gradients once, and test the symmetry.
 
     Raises:
         ValueError: no trainable parameters, no data, or a loss that is not scalar, not finite or not a function of
-            the parameters.
+            the parameters; an unknown method, or a method together with a product.
     """
-    if product is None:
-        product = RetainedGraph if _graph_bytes(risk) <= (memory or free_memory(risk) // 4) else ForwardOverReverse
-    return HessianOperator(risk, product=product, check=check)
-
-
-def free_memory(risk: EmpiricalRisk) -> int:
-    """Return the free bytes of the device that holds the parameters."""
-    device = ParameterLayout(risk).device
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 4 << 30
-
-
-def _graph_bytes(risk: EmpiricalRisk) -> int:
-    """Estimate the memory of all kept graphs from what the first batch's forward and backward pass save."""
-    seen: dict[int, int] = {}
-
-    def remember(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    first, samples, total = None, 1, 0
-    for batch in risk.batches():
-        first, samples = (batch, batch_size(batch)) if first is None else (first, samples)
-        total += batch_size(batch)
-    if first is None:
-        return 0
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        RetainedGraph(risk, ParameterLayout(risk), first)
-    return round(sum(seen.values()) * total / max(1, samples))
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
+    if product is not None:
+        if method == "fast":
+            raise ValueError(f"hessian needs product= or method='fast'; got both ({product.__name__}): leave one out")
+        return HessianOperator(risk, product=product, check=check)
+    choice = choose_product(risk, method, matvecs, memory)
+    return HessianOperator(risk, product=choice.product, check=check, reason=choice.reason)

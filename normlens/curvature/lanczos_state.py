@@ -87,8 +87,8 @@ class LanczosState:
 
 
 def rounding(operator: LinearOperator) -> float:
-    """Return the relative error that a product in the operator's dtype may have."""
-    return 4 * torch.finfo(operator.dtype).eps
+    """Return the relative error that a product may have: the rounding of its dtype, or what its method is known to."""
+    return max(4 * float(torch.finfo(operator.dtype).eps), operator.error)
 
 
 def begin(operator: LinearOperator, starts: Tensor, capacity: int, seed: int) -> LanczosState:

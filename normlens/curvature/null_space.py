@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from normlens.curvature.operator import LinearOperator
 from normlens.risk import EmpiricalRisk
 
 __all__ = ["NullSpace", "null_directions"]
@@ -36,10 +37,38 @@ class NullSpace:
         """The columns as a dense (n, k) matrix, for ``deflate``."""
         return self.columns.to_dense()
 
+    def project(self, v: Tensor) -> Tensor:
+        """Return v, (n,), without its part along the directions."""
+        columns = self.columns.to(v)
+        inside: Tensor = torch.sparse.mm(columns, torch.sparse.mm(columns.T, v[:, None]))
+        return v - inside[:, 0]
+
+    def deflate(self, operator: LinearOperator) -> LinearOperator:
+        r"""Return :math:`(I - QQ^\top) A (I - QQ^\top)`, as ``operator.deflate`` with the basis, which is not formed.
+
+        Raises:
+            ValueError: the operator has other rows.
+        """
+        return _Deflated(operator, self)
+
     @property
     def counts(self) -> dict[str, int]:
         """How many directions there are of each reason."""
         return dict(Counter(self.reasons))
+
+
+class _Deflated(LinearOperator):
+    def __init__(self, operator: LinearOperator, space: NullSpace) -> None:
+        n = space.columns.shape[0]
+        if operator.shape[0] != n:
+            raise ValueError(f"the operator must have the {n} rows of the null directions; got {operator.shape[0]}")
+        super().__init__(n, operator.dtype, operator.device, (operator,))
+        self._operator = operator
+        self._space = replace(space, columns=space.columns.to(operator.device, operator.dtype))
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """Return the product, with the part along the directions taken out before and after."""
+        return self._space.project(self._operator.matvec(self._space.project(v)))
 
 
 @dataclass(frozen=True)
@@ -74,12 +103,15 @@ def null_directions(risk: EmpiricalRisk) -> NullSpace:
     *bias before normalization*, a bias that batch norm in training mode subtracts;
     *dead input*, a weight whose input feature is zero on all data (a dead pixel, a dead unit below);
     *dead unit*, the incoming weights and the bias of a unit that passes nothing on.
+    *Shift before normalization*: one value added to the biases of all channels of a group that group or layer norm
+    centers; to their weights from one input, too, where each sample is one row of the norm (linear layers).
     And *softmax shift*: one vector added to the weights of all classes in the last linear layer, in + 1
     directions when the loss is unchanged by adding a constant to a sample's outputs.
 
     Each is verified on the data in float64, on a copy of the model: outputs (for the shift, the loss) and gradient
-    stay the same along it; what fails is left out. They hold around any theta, not at critical points only; null
-    directions of overlapping units or of scale invariance are not among them.
+    stay the same along it; what fails is left out. They hold around any theta, not at critical points only. So the
+    rescaling of scale-invariant weights, and of a rectified unit against the weights that it feeds, is not among them:
+    it is null of the Gauss-Newton matrix, but :math:`Hw = -\nabla L` for the Hessian; nor are overlapping units.
 
     Args:
         risk: the model on its data; outputs are one tensor.
@@ -89,8 +121,9 @@ def null_directions(risk: EmpiricalRisk) -> NullSpace:
     """
     double = risk.double()
     watch = _Watch(double.model)
-    derivative = _random_derivative(double)
+    derivative, signed = _random_derivative(double)
     found = _dead(double, watch, derivative)
+    found += _group_shifts(double.model, watch, derivative, signed, found)
     found += _softmax_shift(double, watch, derivative)
     kept: list[_Direction] = []
     for key in dict.fromkeys((d.reason, d.name) for d in found):
@@ -99,8 +132,8 @@ def null_directions(risk: EmpiricalRisk) -> NullSpace:
     return _assemble(risk, kept)
 
 
-def _random_derivative(risk: EmpiricalRisk) -> dict[str, Tensor]:
-    """Return max over the batches of |J' r|, with r Gaussian: zero where a parameter moves no output."""
+def _random_derivative(risk: EmpiricalRisk) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return max over the batches of |J' r|, r Gaussian: zero where a parameter moves no output; and the last J' r."""
     generator = torch.Generator().manual_seed(0)
     theta = {name: tensor.clone().requires_grad_() for name, tensor in risk.parameters.items()}
     total = {name: torch.zeros_like(tensor) for name, tensor in risk.parameters.items()}
@@ -111,11 +144,12 @@ def _random_derivative(risk: EmpiricalRisk) -> dict[str, Tensor]:
         r = torch.randn(outputs.shape, dtype=outputs.dtype, generator=generator).to(outputs.device)
         return list(torch.autograd.grad(outputs, list(theta.values()), r, allow_unused=True, materialize_grads=True))
 
+    gradients: list[Tensor] = []
     for batch in risk.batches():
         with torch.enable_grad(), risk._undisturbed():
             gradients = risk._call_with(theta, batch, differentiate)
         total = {name: torch.maximum(total[name], g.abs()) for name, g in zip(total, gradients, strict=True)}
-    return total
+    return total, dict(zip(total, gradients, strict=False))
 
 
 def _dead(risk: EmpiricalRisk, watch: _Watch, derivative: dict[str, Tensor]) -> list[_Direction]:
@@ -141,6 +175,47 @@ def _dead(risk: EmpiricalRisk, watch: _Watch, derivative: dict[str, Tensor]) -> 
 def _single(name: str, tensor: Tensor, index: list[int], reason: str) -> _Direction:
     flat = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)[tuple(index)].view(1)
     return _Direction(reason, name, f"{name}{index}", flat)
+
+
+def _group_shifts(
+    model: nn.Module, watch: _Watch, derivative: dict[str, Tensor], signed: dict[str, Tensor], dead: list[_Direction]
+) -> list[_Direction]:
+    """Propose one value added to all channels of a group: where nothing centers the group, the outputs move."""
+    top = max(float(d.max()) for d in derivative.values())
+    found = []
+    for name in (f"{layer}.{part}" for layer in watch.largest for part in ("weight", "bias")):
+        if name in derivative:
+            free = torch.ones(derivative[name].numel(), dtype=torch.bool)
+            free[torch.cat([torch.zeros(0, dtype=torch.long), *(d.indices.cpu() for d in dead if d.name == name)])] = 0
+            for groups in _group_counts(model, len(derivative[name])):  # the finest first: others are sums of it
+                new = _shifts(name, derivative[name], signed[name], groups, free, _ZERO * top)
+                free[torch.cat([torch.zeros(0, dtype=torch.long), *(d.indices.cpu() for d in new)])] = False
+                found += new
+    return found
+
+
+def _group_counts(model: nn.Module, units: int) -> list[int]:
+    """Return into how many groups of two channels or more the norms of the model may cut ``units``, descending."""
+    named = [getattr(module, "num_groups", None) for module in model.modules()]
+    counts = {1} | {count for count in named if isinstance(count, int) and count > 0}
+    return sorted((count for count in counts if units % count == 0 and units > count), reverse=True)
+
+
+def _shifts(name: str, derivative: Tensor, signed: Tensor, groups: int, free: Tensor, zero: float) -> list[_Direction]:
+    """Return the groups whose common shift has no effect while that of a single channel has one."""
+    size = len(signed) // groups
+    cut = (groups, size, -1)
+    still = (signed.reshape(cut).sum(1).abs() <= zero) & (derivative.reshape(cut) > zero).any(1)
+    places = torch.arange(signed.numel()).view(cut)
+    found = []
+    for group, inner in still.nonzero().tolist():
+        indices = places[group, :, inner]
+        indices = indices[free[indices]]
+        place = "".join(f", {int(i)}" for i in torch.unravel_index(torch.tensor(inner), signed.shape[1:] or (1,)))
+        label = f"{name}[{group * size}:{(group + 1) * size}{place if signed.ndim > 1 else ''}]"
+        if len(indices) > 1:
+            found.append(_Direction("shift before normalization", name, label, indices.to(signed.device)))
+    return found
 
 
 def _softmax_shift(risk: EmpiricalRisk, watch: _Watch, derivative: dict[str, Tensor]) -> list[_Direction]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from scipy.sparse.linalg import LinearOperator as SciPyOperator
@@ -21,12 +22,19 @@ class LinearOperator(ABC):
         n: the number of rows.
         dtype: in which products are formed.
         device: where they are formed.
+        parts: the operators that it is made of.
     """
 
-    def __init__(self, n: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, n: int, dtype: torch.dtype, device: torch.device, parts: Sequence[LinearOperator] = ()) -> None:
         self.shape = (n, n)
         self.dtype = dtype
         self.device = device
+        self._parts = tuple(parts)
+
+    @property
+    def error(self) -> float:
+        """The relative error of a product beyond the rounding of its dtype: of its worst part; 0 for derivatives."""
+        return max((part.error for part in self._parts), default=0.0)
 
     @abstractmethod
     def matvec(self, v: Tensor) -> Tensor:
@@ -93,6 +101,10 @@ class DenseOperator(LinearOperator):
         """Return A v."""
         return self._matrix @ v
 
+    def dense(self) -> Tensor:
+        """Return the matrix itself, (n, n), made exactly symmetric; no product is formed."""
+        return (self._matrix + self._matrix.T) / 2
+
 
 def restrict(operator: LinearOperator, indices: Tensor) -> LinearOperator:
     """Return the principal submatrix of rows and columns ``indices`` (a diagonal block: a layer, a neuron).
@@ -131,7 +143,7 @@ class _Sum(LinearOperator):
     def __init__(self, a: LinearOperator, b: LinearOperator) -> None:
         if a.shape != b.shape:
             raise ValueError(f"a sum needs operators of one shape; got {a.shape} and {b.shape}")
-        super().__init__(a.shape[0], a.dtype, a.device)
+        super().__init__(a.shape[0], a.dtype, a.device, (a, b))
         self._a, self._b = a, b
 
     def matvec(self, v: Tensor) -> Tensor:
@@ -140,7 +152,7 @@ class _Sum(LinearOperator):
 
 class _Scaled(LinearOperator):
     def __init__(self, a: LinearOperator, factor: float) -> None:
-        super().__init__(a.shape[0], a.dtype, a.device)
+        super().__init__(a.shape[0], a.dtype, a.device, (a,))
         self._a, self._factor = a, factor
 
     def matvec(self, v: Tensor) -> Tensor:
@@ -153,7 +165,7 @@ class _Restricted(LinearOperator):
         distinct = indices.ndim == 1 and not indices.is_floating_point() and len(set(indices.tolist())) == len(indices)
         if not distinct or len(indices) == 0 or int(indices.min()) < 0 or int(indices.max()) >= n:
             raise ValueError(f"indices must be distinct integers from 0 to {n - 1}; got {indices!r:.80}")
-        super().__init__(len(indices), a.dtype, a.device)
+        super().__init__(len(indices), a.dtype, a.device, (a,))
         self._a, self._indices = a, indices.to(a.device)
 
     def matvec(self, v: Tensor) -> Tensor:
@@ -170,7 +182,7 @@ class _Preconditioned(LinearOperator):
             raise ValueError(
                 f"a preconditioner needs shape ({n},) for a diagonal or ({n}, {n}); got {tuple(root.shape)}"
             )
-        super().__init__(n, a.dtype, a.device)
+        super().__init__(n, a.dtype, a.device, (a,))
         self._a = a
         self._root = _Diagonal(root.to(a.device, a.dtype)) if isinstance(root, Tensor) else root
 
@@ -191,7 +203,7 @@ class _Deflated(LinearOperator):
     def __init__(self, a: LinearOperator, basis: Tensor) -> None:
         if basis.ndim != 2 or basis.shape[0] != a.shape[0]:
             raise ValueError(f"a basis needs shape ({a.shape[0]}, k); got {tuple(basis.shape)}")
-        super().__init__(a.shape[0], a.dtype, a.device)
+        super().__init__(a.shape[0], a.dtype, a.device, (a,))
         self._a = a
         self._basis = torch.linalg.qr(basis.to(a.device, torch.float64))[0].to(a.dtype)
 

@@ -8,18 +8,42 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, linearize
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from normlens.batch import batch_size
 from normlens.curvature.layout import ParameterLayout
+from normlens.random_state import preserved_random_state
 from normlens.risk import EmpiricalRisk
 from normlens.typing import Batch
 
-__all__ = ["Compiled", "ForwardOverReverse", "HessianProduct", "Linearized", "RecomputedGraph", "RetainedGraph"]
+__all__ = [
+    "UNREACHED",
+    "Compiled",
+    "ForwardOverReverse",
+    "HessianProduct",
+    "Linearized",
+    "RecomputedGraph",
+    "RetainedGraph",
+    "SecondDerivativeError",
+    "check_risk",
+    "checked_finite",
+    "checked_loss",
+    "node_names",
+    "sized_batches",
+]
+
+UNREACHED = "no graph reaches them: look for .detach(), .item() or no_grad, or choose others with params="
+
+
+class SecondDerivativeError(RuntimeError):
+    """An operation of the model has no second derivative."""
 
 
 class HessianProduct(ABC):
@@ -33,6 +57,11 @@ class HessianProduct(ABC):
 
     def __init__(self, risk: EmpiricalRisk, layout: ParameterLayout, batch: Batch) -> None:
         self.risk, self.layout, self.batch = risk, layout, batch
+
+    @property
+    def error(self) -> float:
+        """The relative error that this way adds to the rounding of the dtype; zero for derivatives."""
+        return 0.0
 
     @abstractmethod
     def __call__(self, v: Tensor) -> Tensor:
@@ -57,6 +86,10 @@ class RetainedGraph(HessianProduct):
         """Return H v."""
         return second_backward(self._theta, self._gradient, self.layout, v, retain=True)
 
+    def nodes(self) -> list[str]:
+        """Return the names of the operations of the gradient's graph."""
+        return node_names(self._gradient)
+
 
 class RecomputedGraph(HessianProduct):
     """Double backward through a graph that is built for each product: about 4 gradients, no memory between products."""
@@ -78,27 +111,41 @@ class ForwardOverReverse(HessianProduct):
 
 
 class Linearized(HessianProduct):
-    """``linearize(grad)`` once, applied again and again: about 2.1 gradients a product after seconds of tracing."""
+    """``linearize(grad)`` once, applied again and again: about 2.2 gradients a product after seconds of tracing.
+
+    Holds every tensor that the product needs, about four times the memory of the retained graph.
+    """
 
     def __init__(self, risk: EmpiricalRisk, layout: ParameterLayout, batch: Batch) -> None:
         super().__init__(risk, layout, batch)
-        with warnings.catch_warnings():  # torch warns of its own tracing
-            warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node", category=UserWarning)
-            traced = linearize(grad(self._loss), risk.parameters)[1]
-        self._apply: Callable[[dict[str, Tensor]], dict[str, Tensor]] = traced
+        self._apply: Callable[[Tensor], Tensor] = self._traced()
 
     def __call__(self, v: Tensor) -> Tensor:
-        """Return H v."""
-        with torch.no_grad():
-            return self.layout.flatten(self._apply(self.layout.unflatten(v)))
+        """Return H v; random operations stay in what torch traced, and draw the model's masks again."""
+        with torch.no_grad(), preserved_random_state(self.risk.seed):
+            return self._apply(v)
+
+    def _traced(self) -> Callable[[Tensor], Tensor]:
+        with warnings.catch_warnings():  # torch warns of its own tracing
+            warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node", category=UserWarning)
+            linear = linearize(grad(self._loss), self.risk.parameters)[1]
+        layout = self.layout
+
+        def flat(v: Tensor) -> Tensor:
+            return layout.flatten(linear(layout.unflatten(v)))
+
+        # Dynamo compiles one code object eight times and then runs eagerly, without a word: each batch has its own.
+        return FunctionType(flat.__code__.replace(), flat.__globals__, "flat", None, flat.__closure__)
 
 
 class Compiled(Linearized):
-    """The linearized product through ``torch.compile``: fewest operations; takes seconds and a C++ compiler."""
+    """The linearized product through ``torch.compile``: about 1.8 gradients; takes seconds and a C++ compiler."""
 
     def __init__(self, risk: EmpiricalRisk, layout: ParameterLayout, batch: Batch) -> None:
         super().__init__(risk, layout, batch)
-        self._apply = torch.compile(self._apply)
+        self(torch.zeros(layout.n, dtype=layout.dtype, device=layout.device))  # folds
+        self._apply = torch.compile(self._apply, options={"fallback_random": True})  # the masks of the eager model
+        self(torch.zeros(layout.n, dtype=layout.dtype, device=layout.device))  # compiles
 
 
 def gradient_graph(
@@ -108,19 +155,37 @@ def gradient_graph(
 
     Raises:
         ValueError: the loss does not depend on any of the parameters.
+        SecondDerivativeError: an operation is marked as once differentiable.
     """
     theta = {name: tensor.clone().requires_grad_() for name, tensor in risk.parameters.items()}
     with torch.enable_grad():
         value = loss(theta)
         if not value.requires_grad:
-            raise ValueError(
-                "the loss must depend on the selected parameters; no graph reaches them: look for .detach(), "
-                ".item() or no_grad in the model or the loss, or choose others with params="
-            )
+            raise ValueError(f"the loss must depend on the selected parameters; {UNREACHED}")
         gradient = torch.autograd.grad(
             value, list(theta.values()), create_graph=True, allow_unused=True, materialize_grads=True
         )
+    if "torch::autograd::Error" in node_names(gradient):
+        raise SecondDerivativeError(
+            "double backward needs operations that can be differentiated twice; one is marked once_differentiable, "
+            "and autograd.grad would leave out what lies behind it: take that off if its backward is differentiable, "
+            "or use product=CentralDifference"
+        )
     return theta, list(gradient)
+
+
+def node_names(outputs: Iterable[Tensor]) -> list[str]:
+    """Return the names of all operations of the graph behind some tensors."""
+    seen: set[Any] = set()
+    names: list[str] = []
+    waiting = [output.grad_fn for output in outputs]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            names.append(node.name())
+            waiting += [following for following, _ in node.next_functions]
+    return names
 
 
 def second_backward(
@@ -153,4 +218,47 @@ def checked_loss(loss: Tensor) -> Tensor:
     if not isinstance(loss, Tensor) or loss.ndim != 0:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"the loss must be a scalar tensor, the mean over the batch; got {shape}: take its mean")
+    return loss
+
+
+def sized_batches(risk: EmpiricalRisk) -> tuple[list[tuple[Batch, int]], int]:
+    """Return the batches with their numbers of samples, and the number of all samples on all ranks.
+
+    Raises:
+        ValueError: there are none.
+    """
+    batches = [(batch, batch_size(batch)) for batch in risk.batches()]
+    total = risk.count(sum(size for _, size in batches))
+    if not total:
+        raise ValueError("the data must hold at least one sample; got none (an exhausted iterator? pass a list)")
+    return batches, total
+
+
+def check_risk(risk: EmpiricalRisk, batches: list[tuple[Batch, int]], total: int) -> None:
+    """Look at the loss, once, before anything is made of its derivatives.
+
+    Raises:
+        ValueError: it is not scalar, not finite, or no function of the selected parameters.
+    """
+    theta = {name: tensor.clone().requires_grad_() for name, tensor in risk.parameters.items()}
+    mean, reached = next(iter(theta.values())).detach().new_zeros(()), not batches
+    for batch, size in batches:
+        with torch.enable_grad():
+            loss = checked_loss(risk.batch_loss(theta, batch))
+        mean, reached = mean + loss.detach() * (size / total), reached or loss.requires_grad
+    if not reached:
+        raise ValueError(f"the loss must depend on the selected parameters; {UNREACHED}")
+    checked_finite(risk.summed(mean))
+
+
+def checked_finite(loss: Tensor) -> Tensor:
+    """Return the loss, if it is finite.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not bool(torch.isfinite(loss)):
+        raise ValueError(
+            f"the loss must be finite; it is {float(loss.detach())}: there is no curvature where it diverged"
+        )
     return loss

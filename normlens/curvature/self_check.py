@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from normlens.curvature.central_difference import CentralDifference
+from normlens.curvature.product import Compiled, Linearized
+
 if TYPE_CHECKING:
-    from normlens.curvature.hessian import HessianOperator
+    from normlens.curvature.hessian_operator import HessianOperator
     from normlens.risk import EmpiricalRisk
 
 __all__ = ["SelfCheck", "check_hessian"]
@@ -28,6 +31,7 @@ class SelfCheck:
         passed: whether both numbers are within their limits; None where nothing was checked.
         asymmetry: :math:`|u^\top A v - v^\top A u| / (\|u\| \|A v\|)` for random u, v.
         difference: the relative difference of A v from a central difference of gradients; nan where not meaningful.
+            Where the products are differences themselves, what the operator knows of their error.
         message: what was found, in words.
     """
 
@@ -53,9 +57,12 @@ def check_hessian(operator: HessianOperator, risk: EmpiricalRisk) -> SelfCheck:
     av, au = operator @ v, operator @ u
     scale = float(av.double().norm() * u.double().norm())
     asymmetry = abs(float(u.double() @ av.double() - v.double() @ au.double())) / max(scale, 1e-300)
-    difference = _difference(operator, risk)
-    symmetric = asymmetry <= max(1e-9, 1e4 * torch.finfo(operator.dtype).eps)
-    agrees = not difference > _TOLERATED
+    differences = issubclass(operator.product, CentralDifference)
+    difference = operator.error if differences else _difference(operator, risk)
+    symmetric = asymmetry <= max(1e-9, 1e4 * torch.finfo(operator.dtype).eps, 3 * operator.error)
+    agrees = differences or not difference > _TOLERATED
+    if symmetric and differences:
+        return SelfCheck(True, asymmetry, difference, f"symmetric; differences of gradients, known to {difference:.1e}")
     if symmetric and agrees:
         found = "and agrees with a difference of gradients" if difference == difference else "(no copy to difference)"
         return SelfCheck(True, asymmetry, difference, f"symmetric, {found}")
@@ -73,7 +80,8 @@ def _difference(operator: HessianOperator, risk: EmpiricalRisk) -> float:
     """Return the relative difference that rounding and truncation cannot explain; nan where it cannot be known."""
     try:
         double = risk.double(_SAMPLES)
-        own = type(operator)(double, product=operator.product, check=False)
+        traced = Linearized if operator.product is Compiled else operator.product  # compiling twice tells no more
+        own = type(operator)(double, product=traced, check=False)
     except Exception:  # whatever a user's model raises when it is copied or run in float64: then we cannot know
         return math.nan
     layout, theta = own.layout, own.layout.flatten(double.parameters)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ __all__ = ["Surface", "loss_line", "loss_plane"]
 
 CHUNK = 8
 """Points evaluated in one pass over the data: a loader is iterated once for all of them."""
+
+Checkpoint: TypeAlias = "Callable[[Surface], object]"
+"""Called with the surface as far as it is known, e.g. to store its ``to_arrays()``."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +43,59 @@ class Surface:
     mode: str
     statistics: str
 
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the surface as NumPy arrays by name, for ``numpy.savez``; a line has no ``y``."""
+        named = {"x": self.x, "y": self.y, "loss": self.loss, "mode": self.mode, "statistics": self.statistics}
+        return {name: np.array(value) for name, value in named.items() if value is not None}
 
-def loss_line(risk: EmpiricalRisk, direction: Named, *, steps: int = 51, reach: float = 1.0) -> Surface:
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Surface:
+        """Return the surface that :meth:`to_arrays` wrote, to be gone on with as ``done``.
+
+        Raises:
+            ValueError: arrays are missing, or the loss does not fit the axes.
+        """
+        if missing := sorted({"x", "loss", "mode", "statistics"} - set(arrays)):
+            raise ValueError(f"a surface needs the arrays of to_arrays(); missing {missing}; save all of them")
+        x, y, loss = (np.array(arrays[k], dtype=np.float64) if k in arrays else None for k in ("x", "y", "loss"))
+        axes = [axis for axis in (x, y) if axis is not None]
+        if x is None or loss is None or loss.shape != tuple(len(axis) for axis in axes):
+            shapes = ", ".join(f"{k} {np.shape(arrays[k])}" for k in ("x", "y", "loss") if k in arrays)
+            raise ValueError(f"the loss of a surface has a row for each x and a column for each y; got {shapes}")
+        return cls(x, y, loss, str(arrays["mode"]), str(arrays["statistics"]))
+
+
+def loss_line(
+    risk: EmpiricalRisk,
+    direction: Named,
+    *,
+    steps: int = 51,
+    reach: float = 1.0,
+    progress: bool = False,
+    done: Surface | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Surface:
     r"""Return :math:`L(\theta + a d)` for ``steps`` evenly spaced a from -reach to reach.
 
-    An odd number of steps holds the center exactly, where the loss is ``risk.loss()``. Ctrl-C ends it early: what is
-    not computed is nan.
+    An odd number of steps holds the center exactly, where the loss is ``risk.loss()``. Ctrl-C returns what is done;
+    pass that as ``done`` to go on.
 
     Args:
         risk: L; nothing of its model is touched.
         direction: d by parameter name (see :mod:`normlens.curvature.directions`); a parameter it lacks stays in place.
         steps: points on the line.
         reach: the largest a, in lengths of d.
+        progress: whether to show a bar.
+        done: an earlier line of the same grid and mode, whose nan cells are computed and the rest taken over.
+        checkpoint: called with the unfinished line every few points, so that a kill costs no more than those.
 
     Raises:
-        ValueError: the direction names what is no parameter of the risk or has another shape; fewer than two steps.
+        ValueError: the direction names what is no parameter of the risk or has another shape; fewer than two steps;
+            ``done`` of another grid or mode.
     """
     x = _axis(steps, reach)
-    return _fill(risk, [direction], Surface(x, None, np.full(steps, np.nan), risk.mode, _statistics(risk)))
+    start = Surface(x, None, np.full(steps, np.nan), risk.mode, _statistics(risk))
+    return _fill(risk, [direction], _taken_over(start, done), progress, checkpoint)
 
 
 def loss_plane(
@@ -67,6 +106,7 @@ def loss_plane(
     reach: float = 1.0,
     progress: bool = False,
     done: Surface | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Surface:
     r"""Return :math:`L(\theta + a d_1 + b d_2)` on a square grid of ``steps`` x ``steps`` points.
 
@@ -83,6 +123,7 @@ def loss_plane(
         reach: the largest a and b, in lengths of the directions.
         progress: whether to show a bar.
         done: an earlier surface of the same grid and mode, whose nan cells are computed and the rest taken over.
+        checkpoint: called with the unfinished surface every few points, so that a kill costs no more than those.
 
     Raises:
         ValueError: not two directions; one that names what is no parameter of the risk or has another shape; fewer
@@ -92,7 +133,7 @@ def loss_plane(
         raise ValueError(f"a plane needs two directions; got {len(directions)}; use loss_line for one")
     x = _axis(steps, reach)
     start = Surface(x, x.copy(), np.full((steps, steps), np.nan), risk.mode, _statistics(risk))
-    return _fill(risk, directions, _taken_over(start, done), progress)
+    return _fill(risk, directions, _taken_over(start, done), progress, checkpoint)
 
 
 def _axis(steps: int, reach: float) -> NDArray[np.float64]:
@@ -113,7 +154,13 @@ def _taken_over(start: Surface, done: Surface | None) -> Surface:
     return Surface(start.x, start.y, done.loss.copy(), start.mode, start.statistics)
 
 
-def _fill(risk: EmpiricalRisk, directions: Sequence[Named], surface: Surface, progress: bool = False) -> Surface:
+def _fill(
+    risk: EmpiricalRisk,
+    directions: Sequence[Named],
+    surface: Surface,
+    progress: bool,
+    checkpoint: Checkpoint | None,
+) -> Surface:
     """Compute the cells that are nan, a chunk at a time; the surface was made by us and may be written to."""
     for direction in directions:
         _check(risk, direction)
@@ -128,6 +175,8 @@ def _fill(risk: EmpiricalRisk, directions: Sequence[Named], surface: Surface, pr
                 for cell, loss in zip(chunk, _losses(risk, center, directions, points), strict=True):
                     surface.loss[cell] = loss
                 bar.update(len(chunk))
+                if checkpoint is not None:
+                    checkpoint(surface)
         except KeyboardInterrupt:  # hours of work are not thrown away: the caller sees nan and can go on
             pass
     return surface

@@ -136,3 +136,66 @@ def test_step_is_the_written_out_formula_of_the_paper() -> None:
 def test_root_refuses_what_has_no_inverse(mean: torch.Tensor, variance: torch.Tensor, q: float, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         bnp_root(mean, variance, q=q)
+
+
+def gradients(loss, *leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    copies = [leaf.clone().requires_grad_() for leaf in leaves]
+    return torch.autograd.grad(loss(*copies), copies)
+
+
+def curved(a: torch.Tensor) -> torch.Tensor:
+    """Any smooth loss of the pre-activations."""
+    scale = torch.arange(1.0, 1 + a.shape[1]).double().view(-1, *[1] * (a.ndim - 2))
+    return torch.nn.functional.softplus(scale * a).mean()
+
+
+def test_one_preconditioned_step_is_one_step_of_frozen_batch_norm_for_a_linear_layer() -> None:
+    h, b, alpha = random_matrix(5, 30, 4), torch.tensor([0.1, -2.0, 1.0]).double(), 0.3
+    mean, variance = h.mean(0), h.var(0, correction=0)
+    deviation = variance.sqrt()
+    w = random_matrix(6, 3, 4) / (10 * deviation)
+    scaled_w, scaled_b = w * deviation, b + w @ mean  # the same function on normalized inputs
+    slope_w, slope_b = gradients(lambda w, b: curved(((h - mean) / deviation) @ w.T + b), scaled_w, scaled_b)
+    stepped_w = (scaled_w - alpha * slope_w) / deviation
+    stepped_b = scaled_b - alpha * slope_b - stepped_w @ mean
+    grad_w, grad_b = gradients(lambda w, b: curved(h @ w.T + b), w, b)
+    root = bnp_root(mean, variance)
+    for i in range(3):
+        moved = torch.cat([b[i : i + 1], w[i]]) - alpha * root.step(torch.cat([grad_b[i : i + 1], grad_w[i]]))
+        expected = torch.cat([stepped_b[i : i + 1], stepped_w[i]])
+        torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-12)
+        assert float((moved - torch.cat([b[i : i + 1], w[i]])).abs().max()) > 1e-3, "a step that moves nothing"
+
+
+def conv_step(x: torch.Tensor, padding: int) -> float:
+    """The largest difference of one preconditioned step from one step of frozen batch norm on the input channels."""
+    w, b, alpha = random_matrix(8, 6, 9).view(3, 2, 3, 3), torch.tensor([0.1, -2.0, 1.0]).double(), 0.3
+    mean, deviation = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0).sqrt()
+    by_channel = deviation.view(1, 2, 1, 1)
+    normalized = (x - mean.view(1, 2, 1, 1)) / by_channel
+
+    def shift(weight: torch.Tensor) -> torch.Tensor:
+        return (weight.sum((2, 3)) * mean).sum(1)
+
+    def loss(inputs: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return curved(torch.nn.functional.conv2d(inputs, w, b, padding=padding))
+
+    scaled_w, scaled_b = w * by_channel, b + shift(w)
+    slope_w, slope_b = gradients(lambda w, b: loss(normalized, w, b), scaled_w, scaled_b)
+    stepped_w = (scaled_w - alpha * slope_w) / by_channel
+    stepped_b = scaled_b - alpha * slope_b - shift(stepped_w)
+    grad_w, grad_b = gradients(lambda w, b: loss(x, w, b), w, b)
+    root = bnp_root(mean.repeat_interleave(9), deviation.square().repeat_interleave(9))
+    worst = 0.0
+    for i in range(3):
+        step = root.step(torch.cat([grad_b[i : i + 1], grad_w[i].flatten()]))
+        moved = torch.cat([b[i : i + 1], w[i].flatten()]) - alpha * step
+        expected = torch.cat([stepped_b[i : i + 1], stepped_w[i].flatten()])
+        worst = max(worst, float((moved - expected).abs().max() / expected.abs().max()))
+    return worst
+
+
+def test_one_preconditioned_step_is_one_step_of_frozen_batch_norm_for_an_unpadded_convolution() -> None:
+    x = random_matrix(7, 10 * 2 * 36, 1).view(10, 2, 6, 6) * torch.tensor([0.5, 2.0]).double().view(1, 2, 1, 1)
+    assert conv_step(x, padding=0) < 1e-12
+    assert conv_step(x, padding=1) > 1e-6, "zeros at the border are not centered: there it is an approximation"

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from normlens.curvature.fisher import fisher
 from normlens.curvature.gauss_newton import gauss_newton
 from normlens.curvature.hessian import hessian
 from normlens.risk import EmpiricalRisk
@@ -76,3 +77,45 @@ def test_parameters_that_the_outputs_do_not_use_are_refused():
         model = nn.ModuleDict({"used": mlp(), "unused": nn.Linear(2, 2)})
         model.forward = lambda x: model["used"](x)
         gauss_newton(EmpiricalRisk(model, cross_entropy, batch(8), params="unused.*"))
+
+
+def broken() -> nn.Module:
+    model = mlp()
+    torch.nn.init.constant_(model[4].bias, float("nan"))
+    return model
+
+
+BAD = [
+    (lambda: mlp().requires_grad_(False), cross_entropy, 8, "at least one trainable parameter; the model has none"),
+    (mlp, cross_entropy, 0, "at least one sample; got none"),
+    (mlp, lambda o, y: o, 8, r"must be a scalar tensor, the mean over the batch; got \(8, 3\): take its mean"),
+    (mlp, lambda o, y: cross_entropy(o, y) * float("nan"), 8, "the loss must be finite; it is nan"),
+    (mlp, lambda o, y: cross_entropy(o.detach(), y), 8, r"the loss must depend on the outputs; .* \.detach\(\)"),
+    (broken, cross_entropy, 8, "the outputs must be finite; some are nan or inf"),
+]
+
+
+@pytest.mark.parametrize(("model", "loss", "samples", "match"), BAD)
+def test_what_has_no_curvature_is_refused_with_the_cause(model, loss, samples, match):
+    batches = [batch(samples)] if samples else []
+    with pytest.raises(ValueError, match=match):
+        gauss_newton(EmpiricalRisk(model(), loss, batches))
+
+
+@pytest.mark.parametrize(("model", "loss", "samples", "match"), [BAD[0], BAD[1], BAD[5]])
+def test_the_fisher_matrices_refuse_the_same_but_for_the_loss_which_they_do_not_use(model, loss, samples, match):
+    batches = [batch(samples)] if samples else []
+    for kind in ("exact", "mc"):
+        with pytest.raises(ValueError, match=match):
+            fisher(EmpiricalRisk(model(), loss, batches), kind)
+
+
+def test_integer_parameters_are_refused_where_they_are_asked_for_and_passed_over_where_not():
+    model = mlp().double()
+    model.scale = nn.Parameter(torch.ones(3, dtype=torch.long), requires_grad=False)
+    model.forward = lambda x: model[4](model[3](model[2](model[1](model[0](x)))))
+    x, y = batch(8)
+    for matrix in (gauss_newton, fisher):
+        with pytest.raises(ValueError, match=r"floating-point; 'scale' is torch.int64: leave it out with params="):
+            matrix(EmpiricalRisk(model, cross_entropy, (x.double(), y), params=["scale", "0.weight"]))
+        assert "scale" not in matrix(EmpiricalRisk(model, cross_entropy, (x.double(), y))).layout.shapes

@@ -4,9 +4,14 @@ import pytest
 import torch
 from torch import nn
 
+from normlens.curvature.central_difference import CentralDifference
 from normlens.curvature.hessian import hessian
 from normlens.curvature.operator import restrict
-from normlens.curvature.product import ForwardOverReverse, RecomputedGraph, RetainedGraph
+from normlens.curvature.product import (
+    ForwardOverReverse,
+    RecomputedGraph,
+    RetainedGraph,
+)
 from normlens.risk import EmpiricalRisk
 from support.curvature import dense_hessian, relative_error, vector
 from support.fingerprint import fingerprint
@@ -170,21 +175,43 @@ def detached() -> nn.Module:
     return model
 
 
+PRODUCTS = [None, RetainedGraph, RecomputedGraph, ForwardOverReverse, CentralDifference]
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize(
     ("model", "loss", "samples", "match"),
     [
-        (frozen, cross_entropy, 8, "at least one trainable parameter"),
-        (mlp, cross_entropy, 0, "at least one sample"),
-        (mlp, lambda o, y: o, 8, "must be a scalar tensor"),
+        (frozen, cross_entropy, 8, "at least one trainable parameter; the model has none: set requires_grad"),
+        (mlp, cross_entropy, 0, "at least one sample; got none"),
+        (mlp, lambda o, y: o, 8, r"must be a scalar tensor, the mean over the batch; got \(8, 3\): take its mean"),
+        (mlp, lambda o, y: 0.5, 8, "must be a scalar tensor, the mean over the batch; got float"),
         (mlp, lambda o, y: cross_entropy(o, y) * float("nan"), 8, "the loss must be finite; it is nan"),
-        (detached, cross_entropy, 8, "no graph reaches them"),
+        (mlp, lambda o, y: cross_entropy(o, y) + float("inf"), 8, "the loss must be finite; it is inf"),
+        (detached, cross_entropy, 8, "no graph reaches them: look for .detach()"),
     ],
 )
-def test_what_has_no_curvature_is_refused_with_the_cause(model, loss, samples, match):
+def test_what_has_no_curvature_is_refused_with_the_cause(model, loss, samples, match, product):
     x, y = batch(8)
     batches = [(x, y)] if samples else []
     with pytest.raises(ValueError, match=match):
-        hessian(EmpiricalRisk(model(), loss, batches))
+        hessian(EmpiricalRisk(model(), loss, batches), product=product)
+
+
+def test_a_batch_of_no_samples_is_refused():
+    empty = (torch.zeros(0, 12), torch.zeros(0, dtype=torch.long))
+    with pytest.raises(ValueError, match="at least one sample; got none"):
+        hessian(EmpiricalRisk(mlp(), cross_entropy, empty))
+
+
+def test_integer_parameters_are_refused_where_they_are_asked_for_and_passed_over_where_not():
+    model = mlp().double()
+    model.scale = nn.Parameter(torch.ones(3, dtype=torch.long), requires_grad=False)
+    x, y = data()
+    with pytest.raises(ValueError, match=r"floating-point; 'scale' is torch.int64: leave it out with params="):
+        hessian(EmpiricalRisk(model, cross_entropy, (x, y), params=["scale", "0.weight"]))
+    model.forward = lambda x: model[4](model[3](model[2](model[1](model[0](x)))))
+    assert "scale" not in hessian(EmpiricalRisk(model, cross_entropy, (x, y))).layout.shapes
 
 
 def test_a_loader_that_yields_other_data_on_the_second_pass_is_refused():

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from normlens.curvature.gram import gauss_newton_spectrum
 from normlens.curvature.null_space import NullSpace, null_directions
+from normlens.curvature.operator import DenseOperator, deflate
 from normlens.risk import EmpiricalRisk
 
 
@@ -127,3 +128,64 @@ def test_outputs_that_are_no_tensor_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="must return one tensor"):
         null_directions(risk)
+
+
+def assert_explained(model: nn.Module, x: Tensor, counts: dict[str, int]) -> NullSpace:
+    risk = EmpiricalRisk(model, cross_entropy, (x, torch.arange(len(x)) % 3))
+    space, matrix = null_directions(risk), hessian(risk)
+    assert space.counts == counts
+    assert_orthonormal(space)
+    assert float((matrix @ space.basis).abs().max()) < 1e-15 * float(matrix.abs().max()) * len(matrix)
+    return space
+
+
+def test_a_shift_of_all_units_before_layer_norm_is_null_for_biases_and_weights() -> None:
+    model = build(nn.Linear(5, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3), seed=20)
+    x = normal(21, 12, 5)
+    x[:, 2] = 0
+    space = assert_explained(model, x, {"dead input": 6, "shift before normalization": 5, "softmax shift": 7})
+    assert "0.weight[0:6, 4]" in space.labels
+    assert "0.bias[0:6]" in space.labels
+
+
+def test_a_shift_before_group_norm_is_null_in_each_group_of_a_convolution_s_biases_alone() -> None:
+    model = build(
+        nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.Tanh(), nn.Flatten(), nn.Linear(24, 3), seed=22
+    )  # fmt: skip
+    space = assert_explained(model, normal(23, 9, 2, 4, 4), {"shift before normalization": 3, "softmax shift": 25})
+    assert {label for label in space.labels if label.startswith("0.")} == {"0.bias[0:2]", "0.bias[2:4]", "0.bias[4:6]"}
+
+
+def test_a_shift_before_group_norm_of_vectors_is_null_for_the_weights_of_each_group() -> None:
+    model = build(nn.Linear(4, 6), nn.GroupNorm(2, 6), nn.Tanh(), nn.Linear(6, 3), seed=24)
+    assert_explained(model, normal(25, 12, 4), {"shift before normalization": 10, "softmax shift": 7})
+
+
+def test_nothing_is_shifted_before_a_norm_that_does_not_center() -> None:
+    model = build(nn.Linear(4, 6), nn.RMSNorm(6), nn.Tanh(), nn.Linear(6, 3), seed=26)
+    assert_explained(model, normal(27, 12, 4), {"softmax shift": 7})
+
+
+def test_the_rescaling_of_scale_invariant_weights_is_not_claimed() -> None:
+    model = build(nn.Linear(4, 6, bias=False), nn.LayerNorm(6, eps=1e-30), nn.Tanh(), nn.Linear(6, 3), seed=28)
+    risk = EmpiricalRisk(model, cross_entropy, (normal(29, 12, 4), torch.arange(12) % 3))
+    space, matrix = null_directions(risk), hessian(risk)
+    w = torch.zeros(len(matrix), dtype=torch.float64)
+    w[:24] = model[0].weight.detach().flatten()
+    slope = torch.cat([g.flatten() for g in risk.gradient().values()])
+    torch.testing.assert_close((matrix @ w)[:24], -slope[:24], rtol=0, atol=1e-12)  # H w = -grad L: null at a minimum
+    assert float((matrix @ w).norm()) > 1e-3
+    assert float((space.project(w) - w).norm()) < 0.9 * float(w.norm())
+    assert set(space.counts) == {"shift before normalization", "softmax shift"}
+
+
+def test_deflation_is_that_of_the_basis_without_forming_it() -> None:
+    model = build(nn.Linear(5, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 3), seed=30)
+    risk = EmpiricalRisk(model, cross_entropy, (normal(31, 12, 5), torch.arange(12) % 3))
+    space, v = null_directions(risk), normal(32, 69)
+    matrix = normal(33, 69, 69)
+    operator = DenseOperator(matrix + matrix.T)
+    torch.testing.assert_close(space.deflate(operator) @ v, deflate(operator, space.basis) @ v, rtol=0, atol=1e-12)
+    torch.testing.assert_close(space.project(v), v - space.basis @ (space.basis.T @ v), rtol=0, atol=1e-13)
+    with pytest.raises(ValueError, match="must have the 69 rows"):
+        space.deflate(DenseOperator(torch.eye(3)))

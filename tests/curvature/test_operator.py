@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from scipy.sparse.linalg import eigsh
+from scipy.sparse.linalg import eigsh as arpack
 
 from normlens.curvature.activation_condition import bnp_root
 from normlens.curvature.condition import condition_number
+from normlens.curvature.lanczos import eigsh
+from normlens.curvature.null_space import NullSpace
 from normlens.curvature.operator import DenseOperator, deflate, precondition, restrict
+from normlens.curvature.resumable import resumable
 from support.curvature import vector
 
 
@@ -30,7 +35,7 @@ def test_dense_scipy_sums_and_multiples_are_the_same_matrix():
     a, b = symmetric(seed=1), symmetric(seed=2)
     total = DenseOperator(a) * 2.0 + 0.5 * DenseOperator(b)
     torch.testing.assert_close(total.dense(), 2 * a + 0.5 * b, rtol=0, atol=1e-14)
-    largest = eigsh(total.to_scipy(), k=1, which="LA")[0]
+    largest = arpack(total.to_scipy(), k=1, which="LA")[0]
     np.testing.assert_allclose(largest, torch.linalg.eigvalsh(2 * a + 0.5 * b)[-1:].numpy(), rtol=1e-12)
 
 
@@ -79,3 +84,34 @@ def test_deflation_takes_a_subspace_out_whatever_its_basis():
 def test_what_does_not_fit_is_refused(make, match):
     with pytest.raises(ValueError, match=match):
         make(DenseOperator(symmetric()))
+
+
+class Inexact(DenseOperator):
+    error = 1e-3
+
+
+def test_what_is_made_of_an_inexact_operator_is_as_inexact(tmp_path: Path) -> None:
+    exact, rough = DenseOperator(torch.eye(4)), Inexact(torch.eye(4))
+    made = [
+        exact + rough,
+        2.0 * rough,
+        restrict(rough, torch.tensor([0, 2])),
+        precondition(rough, torch.ones(4)),
+        deflate(rough, torch.eye(4)[:, :1]),
+        resumable(rough, tmp_path / "products", key="a"),
+        NullSpace(torch.eye(4, dtype=torch.float64)[:, :1].to_sparse(), ("a",), ("b",)).deflate(rough),
+    ]
+    assert [operator.error for operator in made] == [1e-3] * len(made)
+    assert (exact + exact).error == 0
+
+
+def test_no_eigenpair_is_claimed_to_be_better_than_the_products() -> None:
+    values = torch.linspace(1, 2, 50, dtype=torch.float64)
+    pairs = eigsh(Inexact(torch.diag(values)), 1, tol=1e-9)
+    assert float(pairs.residuals[0]) >= 1e-3 * float(pairs.values[0])
+
+
+def test_a_dense_operator_gives_its_matrix_without_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator = DenseOperator(torch.tensor([[1.0, 2.0], [4.0, 3.0]]))
+    monkeypatch.setattr(DenseOperator, "matvec", None)
+    assert operator.dense().tolist() == [[1.0, 3.0], [3.0, 3.0]]

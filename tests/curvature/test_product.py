@@ -8,7 +8,7 @@ from normlens.curvature.layout import ParameterLayout
 from normlens.curvature.product import Compiled, ForwardOverReverse, Linearized, RecomputedGraph, RetainedGraph
 from normlens.risk import EmpiricalRisk
 from support.curvature import relative_error, vector
-from support.networks import batch, conv_batch_norm, mlp
+from support.networks import NETWORKS, batch, conv_batch_norm, mlp
 
 cross_entropy = nn.functional.cross_entropy
 
@@ -28,8 +28,9 @@ def test_all_ways_agree_with_the_retained_graph(product):
 
 
 @pytest.mark.slow
-def test_the_compiled_product_agrees_with_the_retained_graph():
-    parts = pieces(mlp())
+@pytest.mark.parametrize("network", ["mlp", "dropout"])
+def test_the_compiled_product_agrees_with_the_retained_graph(network):
+    parts = pieces(NETWORKS[network]())
     v = vector(parts[1].n)
     assert relative_error(Compiled(*parts)(v), RetainedGraph(*parts)(v)) <= 1e-12
 
@@ -52,3 +53,29 @@ def test_a_loss_that_is_no_scalar_is_refused():
     risk = EmpiricalRisk(mlp(), lambda o, _: o, (x, y))
     with pytest.raises(ValueError, match=r"must be a scalar tensor, the mean over the batch; got \(32, 3\)"):
         RetainedGraph(risk, ParameterLayout(risk), (x, y))
+
+
+@pytest.mark.parametrize("product", [ForwardOverReverse, Linearized])
+def test_dropout_masks_are_traced_as_they_were_drawn(product):
+    parts = pieces(NETWORKS["dropout"]())
+    v, before = vector(parts[1].n), torch.get_rng_state()
+    made = product(*parts)
+    assert relative_error(made(v), RetainedGraph(*parts)(v)) <= 1e-12
+    assert torch.equal(made(v), made(v))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_linearized_product_is_linear_and_leaves_what_it_was_given_alone():
+    parts = pieces(conv_batch_norm())
+    product = Linearized(*parts)
+    u, v = vector(parts[1].n), vector(parts[1].n, 1)
+    kept = v.clone()
+    assert relative_error(product(3 * u - v), 3 * product(u) - product(v)) <= 1e-13
+    assert torch.equal(v, kept)
+
+
+def test_every_batch_has_code_of_its_own():
+    """Dynamo compiles one code object eight times, as that of a closure for eight batches, and then runs eagerly."""
+    parts = pieces(mlp())
+    first, second = (Linearized(*parts)._apply.__code__ for _ in range(2))
+    assert first is not second

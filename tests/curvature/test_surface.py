@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -175,3 +179,73 @@ def test_wrong_directions_steps_and_surfaces_are_errors_that_say_what_to_do():
     other = Surface(done.x, done.y, done.loss, "eval", done.statistics)
     with pytest.raises(ValueError, match="must have the same mode; got 'eval' instead of 'train'"):
         loss_plane(risk, [fits, fits], steps=2, done=other)
+
+
+class KilledError(Exception):
+    """Stands for a kill: nothing of the surface is returned."""
+
+
+def killed_after(chunks: int, path: Path) -> Callable[[Surface], None]:
+    """Store the surface as it grows, and die after so many times."""
+    times = itertools.count(1)
+
+    def checkpoint(surface: Surface) -> None:
+        np.savez(path, **surface.to_arrays())
+        if next(times) == chunks:
+            raise KilledError
+
+    return checkpoint
+
+
+@pytest.mark.parametrize("plane", [True, False])
+def test_what_was_stored_before_a_kill_is_resumed_without_repeating_a_point(tmp_path, plane):
+    """In a fresh process, so to say: all that is left is the file, and the seed of the directions."""
+
+    def compute(risk: EmpiricalRisk, **settings: object) -> Surface:
+        found = directions(risk)
+        return (
+            loss_plane(risk, found, steps=5, **settings) if plane else loss_line(risk, found[0], steps=25, **settings)
+        )
+
+    whole = compute(EmpiricalRisk(network(), functional.cross_entropy, data(20, 12), mode="train"))
+    with pytest.raises(KilledError):
+        compute(interrupted_after(1000), checkpoint=killed_after(2, tmp_path / "surface.npz"))
+    with np.load(tmp_path / "surface.npz", allow_pickle=False) as arrays:
+        done = Surface.from_arrays(arrays)
+    assert np.isfinite(done.loss).sum() == 2 * CHUNK
+    resumed = compute(interrupted_after(2 * (25 - 2 * CHUNK)), done=done)  # two batches for each point that is left
+    np.testing.assert_array_equal(resumed.loss, whole.loss)
+    np.testing.assert_array_equal(resumed.x, whole.x)
+    assert (resumed.mode, resumed.statistics, resumed.y is None) == ("train", "batch", not plane)
+
+
+def test_a_checkpoint_comes_every_few_points_and_a_bar_counts_them_all(capsys):
+    risk, _, _, _ = quadratic()
+    seen: list[int] = []
+    line = {"weight": torch.ones(1, 4)}
+    loss_line(
+        risk, line, steps=2 * CHUNK + 1, progress=True, checkpoint=lambda s: seen.append(np.isfinite(s.loss).sum())
+    )
+    assert seen == [CHUNK, 2 * CHUNK, 2 * CHUNK + 1]
+    assert f"{2 * CHUNK + 1}/{2 * CHUNK + 1}" in capsys.readouterr().err
+    loss_line(risk, line, steps=3)
+    assert capsys.readouterr().err == ""
+
+
+def test_arrays_that_make_no_surface_are_errors_that_say_what_is_missing():
+    risk, _, _, _ = quadratic()
+    arrays = loss_line(risk, {}, steps=3).to_arrays()
+    assert set(arrays) == {"x", "loss", "mode", "statistics"}
+    with pytest.raises(ValueError, match=r"missing \['mode'\]; save all of them"):
+        Surface.from_arrays({k: v for k, v in arrays.items() if k != "mode"})
+    with pytest.raises(ValueError, match=r"a row for each x and a column for each y; got x \(3,\), loss \(2,\)"):
+        Surface.from_arrays({**arrays, "loss": arrays["loss"][:2]})
+
+
+def test_a_line_goes_on_only_from_one_of_the_same_grid():
+    risk, _, _, _ = quadratic()
+    with pytest.raises(ValueError, match="must have the same x"):
+        loss_line(risk, {}, steps=3, done=loss_line(risk, {}, steps=5))
+    with pytest.raises(ValueError, match="must have the same y"):
+        flat = {"weight": torch.zeros(1, 4)}
+        loss_line(risk, {}, steps=3, done=loss_plane(risk, [flat, flat], steps=3))

@@ -60,3 +60,23 @@ def test_a_probe_that_read_no_condition_number_is_an_error(write_measurements):
     run = write_measurements([Measurement(3, "condition_number", readings=(Reading("nullity", 7.0),))])
     with pytest.raises(NotRecordedError, match="none of kappa, kappa_lower"):
         condition_number_data(run)
+
+
+def test_a_run_of_bounds_alone_is_drawn_as_bounds(write_measurements):
+    def at(step, lower):
+        readings = (
+            Reading("kappa_lower", lower, n=64),
+            Reading("kappa_quantile", np.array([np.nan, 12.0]), dims=("share_grid",)),
+            Reading("curve", np.array([np.nan, lower]), dims=("tolerance_grid",)),
+        )
+        return Measurement(step, "condition_number", readings=readings)
+
+    run = write_measurements([at(0, 100.0), at(10, 300.0)])
+    data = condition_number_data(run)
+    assert list(data["bound"]) == [True, True]
+    assert list(data["value"]) == [100, 300]
+    assert list(data["n"]) == [64, 64]
+    ax = draw(run)
+    assert title(ax) == "Condition number ≥ 100 → ≥ 300"
+    (triangles,) = [line for line in ax.lines if line.get_marker() == "^"]
+    np.testing.assert_array_equal(triangles.get_ydata(), [100, 300])

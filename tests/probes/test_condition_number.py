@@ -13,7 +13,7 @@ from normlens.risk import EmpiricalRisk
 from normlens.run.measure import Activations
 from normlens.run.probe import Previous, Step
 from normlens.run.reading import Reading
-from support.curvature import dense_jacobian
+from support.curvature import dense_hessian, dense_jacobian
 
 EPS = float(np.finfo(float).eps)
 
@@ -90,3 +90,97 @@ def test_a_tolerance_below_what_float32_can_tell_from_zero_is_refused():
         list(ConditionNumber(tolerance=1e-14)(step))
     with pytest.raises(ValueError, match="the tolerance must lie between 0 and 1; got 0"):
         list(ConditionNumber(tolerance=0.0)(step))
+
+
+def measured(probe: ConditionNumber, model: nn.Module, previous: Previous | None = None) -> list[Reading]:
+    risk = EmpiricalRisk(model, functional.cross_entropy, (X, Y))
+    return list(probe(Step(3, risk, Activations(risk), previous or Previous(), None, torch.Generator())))
+
+
+@pytest.fixture
+def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes a network of 53 parameters for one too large to be formed."""
+    for place in ("normlens.curvature.condition", "normlens.probes.condition_number"):
+        monkeypatch.setattr(f"{place}.DENSE_ROWS", 20)
+
+
+def statistics(matrix: Tensor, tolerance: float = 1e-6) -> tuple[float, int, int]:
+    values = torch.linalg.eigvalsh(matrix)
+    size = values.abs()
+    above = size > tolerance * size.max()
+    return float(size.max() / size[above].min()), int((~above).sum()), int((values < -tolerance * size.max()).sum())
+
+
+def test_of_the_hessian_it_is_that_of_the_dense_one_with_its_negative_eigenvalues():
+    model = network()
+    value, nullity, negative = statistics(dense_hessian(model, functional.cross_entropy, X, Y))
+    found = read(ConditionNumber(matrix="hessian"), model)
+    assert found["kappa"].value == pytest.approx(value, rel=1e-8)
+    assert (found["nullity"].value, found["negative"].value) == (nullity, negative)
+    assert negative > 0
+    assert "kappa_lower" not in found
+
+
+def test_of_a_block_it_is_that_of_the_parameters_that_the_glob_selects():
+    model = network()
+    block = dense_hessian(model, functional.cross_entropy, X, Y)[35:, 35:]
+    found = read(ConditionNumber(matrix="hessian", params="3.*"), model)
+    assert found["kappa"].value == pytest.approx(statistics(block)[0], rel=1e-8)
+    jacobian, p = dense_jacobian(model, X), model(X).detach().softmax(1)
+    s = torch.block_diag(*(torch.diag_embed(p) - p[:, :, None] * p[:, None, :])) / len(X)
+    expected = statistics((jacobian.T @ s @ jacobian)[35:, 35:])[0]
+    for matrix in ("gauss_newton", "fisher"):
+        block = read(ConditionNumber(matrix=matrix, params="3.*"), model)
+        assert block["kappa"].value == pytest.approx(expected, rel=1e-8)
+        assert "negative" not in block
+
+
+def test_the_fisher_matrix_of_cross_entropy_is_the_gauss_newton_matrix():
+    of_gram, dense = (read(ConditionNumber(matrix=m), network())["kappa"].value for m in ("gauss_newton", "fisher"))
+    assert dense == pytest.approx(of_gram, rel=1e-6)
+
+
+@pytest.mark.usefixtures("small_limit")
+def test_where_only_a_bound_can_be_had_there_is_no_kappa_and_the_bound_is_one():
+    model = network()
+    value, _, _ = statistics(dense_hessian(model, functional.cross_entropy, X, Y))
+    found = read(ConditionNumber(matrix="hessian", steps=20), model)
+    assert "kappa" not in found
+    assert "lambda_min_nonzero" not in found
+    assert 1 < found["kappa_lower"].value <= value * (1 + 1e-9)
+    assert found["nullity"].value == 5 + 6, "biases before batch norm, and shifts of all logits"
+    assert found["matvecs"].value == 20 + 4 * 20
+    quantiles, errors = found["kappa_quantile"].array, found["kappa_quantile_error"].array
+    assert quantiles.shape == errors.shape == found["share_grid"].array.shape
+    np.testing.assert_array_equal(np.isnan(quantiles), np.isnan(errors))
+    assert "kappa_quantile" not in read(ConditionNumber(matrix="hessian", steps=20, probes=0), model)
+
+
+@pytest.mark.usefixtures("small_limit")
+def test_vectors_are_handed_on_but_not_stored_and_make_the_next_measurement_better():
+    probe, model = ConditionNumber(matrix="hessian", steps=40, probes=0), network()
+    first = measured(probe, model)
+    (vectors,) = [r for r in first if r.name == "vectors"]
+    assert not vectors.stored
+    assert all(r.stored for r in first if r is not vectors)
+    previous = Previous(last={("", "vectors"): vectors})
+    top = torch.linalg.eigvalsh(dense_hessian(model, functional.cross_entropy, X, Y)).abs().max()
+    few = ConditionNumber(matrix="hessian", steps=3, probes=0)
+    cold, warm = ({r.name: r for r in measured(few, model, p)}["lambda_max"].value for p in (Previous(), previous))
+    assert top - warm < 0.25 * (top - cold)
+    other = Previous(last={("", "vectors"): Reading("vectors", np.ones((7, 1)), dims=("parameter", "index"))})
+    assert {r.name: r for r in measured(few, model, other)}["lambda_max"].value == cold, "of another matrix"
+
+
+def test_a_matrix_or_a_glob_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="must be 'gauss_newton', 'hessian' or 'fisher'; got 'inverse'"):
+        read(ConditionNumber(matrix="inverse"), network())
+    with pytest.raises(ValueError, match=r"'head\.\*' selects none of"):
+        read(ConditionNumber(params="head.*"), network())
+
+
+def test_its_cost_is_that_of_its_products():
+    risk = EmpiricalRisk(network(), functional.cross_entropy, (X, Y))
+    step = Step(3, risk, Activations(risk), Previous(), None, torch.Generator())
+    assert ConditionNumber(matrix="hessian").cost(step) == 3 * 53
+    assert ConditionNumber(matrix="hessian", params="3.*").cost(step) == 3 * 18
