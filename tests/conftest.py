@@ -13,6 +13,7 @@ import pytest
 from normlens.run.reading import Measurement, Reading
 from normlens.run.store import Run, open_run
 from normlens.run.writer import RunWriter
+from support.density import density_readings
 
 HOSTILE = {
     "script": "</script><script>alert(1)</script>",
@@ -130,6 +131,7 @@ def spectrum_readings(recipe: Recipe, step: int) -> tuple[Reading, ...]:
         Reading("lambda_min", -0.05 * largest, n=256),
         Reading("trace", 3 * largest, error=0.1 * largest, n=256),
         Reading("matvecs", 40.0),
+        *(density_readings(largest) if math.isfinite(largest) else ()),
     )
 
 
@@ -169,6 +171,9 @@ def surface_readings(recipe: Recipe, step: int) -> tuple[Reading, ...]:
         Reading("loss", loss, dims=("x", "y"), units="nats", n=256),
         Reading("x", x, dims=("x",), n=256),
         Reading("y", y, dims=("y",), n=256),
+        Reading("center", loss[4, 3], n=256),
+        Reading("directions", 0.0),
+        Reading("statistics", 2.0),
     )
 
 

@@ -6,7 +6,7 @@ import argparse
 import inspect
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,19 @@ from normlens.catalog import load, names
 from normlens.cli.errors import UnsupportedError, UsageError
 from normlens.cli.train import split_names
 from normlens.data.images import ImageData
+from normlens.probes.hessian_spectrum import HessianSpectrum
+from normlens.probes.loss_surface import LossSurface
 from normlens.run.errors import RunExistsError
 from normlens.run.lens import Lens
 from normlens.run.probe import Probe
+from normlens.run.schedule import at
 from normlens.run.writer import run_path
 
 __all__ = ["Experiment", "plan"]
 
 _PROBE_SAMPLES = 256
 _MEASUREMENTS = 40
+_DENSITY_PROBES = 3
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,13 @@ class Experiment:
         shape = "x".join(map(str, self.data.shape))
         budget = "no limit" if o.budget is None else f"{o.budget:.0%} of the training time"
         size = sum(p.numel() for p in self._build(self.norms[0], self.seeds[0]).parameters())
+        late = any(isinstance(p, LossSurface | HessianSpectrum) for p in self.probes)
+        every = f"{self._every} steps" + ", surface and density after the last" * late
         return (
             f"data    {self.data.name}: {len(self.data.train[0])} train, {len(self.data.test[0])} test, {shape}\n"
             f"model   {o.model}: {size} parameters; {o.optimizer}, lr {o.lr}, batch {o.batch_size}, {o.epochs} epochs\n"
             f"norms   {', '.join(n or 'none' for n in self.norms)}; seeds {', '.join(map(str, self.seeds))}\n"
-            f"probes  {', '.join(type(p).__name__ for p in self.probes)}; every {self._every} steps; budget {budget}"
+            f"probes  {', '.join(type(p).__name__ for p in self.probes)}; every {every}; budget {budget}"
         )
 
     def prepare(self) -> None:
@@ -179,7 +185,18 @@ def plan(options: argparse.Namespace) -> Experiment:
     chosen = split_names(options.probes, "probes") if options.probes else names("normlens.probes")
     probes = [load("normlens.probes", name)() for name in chosen]
     _check_device(options.device)
-    return Experiment(options, _load_data(options), load("normlens.models", options.model), norms, seeds, probes)
+    data, model = _load_data(options), load("normlens.models", options.model)
+    last = options.epochs * math.ceil(len(data.train[0]) / options.batch_size)
+    return Experiment(options, data, model, norms, seeds, [_costly_last(probe, last) for probe in probes])
+
+
+def _costly_last(probe: Probe, last: int) -> Probe:
+    """Measure surface and density, which cost more than the training between two measurements, after the last step."""
+    if isinstance(probe, LossSurface):
+        return replace(probe, when=at(last))
+    if isinstance(probe, HessianSpectrum):
+        return replace(probe, density_probes=_DENSITY_PROBES, density_when=at(last))
+    return probe
 
 
 def _load_data(options: argparse.Namespace) -> ImageData:

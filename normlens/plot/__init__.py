@@ -19,8 +19,13 @@ from normlens.plot.hessian_spectrum import hessian_spectrum as hessian_spectrum
 from normlens.plot.hessian_spectrum import hessian_spectrum_data as hessian_spectrum_data
 from normlens.plot.loss_surface import loss_surface as loss_surface
 from normlens.plot.loss_surface import loss_surface_data as loss_surface_data
+from normlens.plot.loss_surface_3d import loss_surface_3d as loss_surface_3d
+from normlens.plot.loss_surface_3d import loss_surface_3d_data as loss_surface_3d_data
 from normlens.plot.overview import overview as overview
 from normlens.plot.overview import overview_data as overview_data
+from normlens.plot.overview import overview_size as overview_size
+from normlens.plot.spectral_density import spectral_density as spectral_density
+from normlens.plot.spectral_density import spectral_density_data as spectral_density_data
 from normlens.plot.statdiff import statdiff as statdiff
 from normlens.plot.statdiff import statdiff_data as statdiff_data
 from normlens.plot.training_curve import training_curve as training_curve

@@ -13,7 +13,7 @@ from normlens.plot.collect import Gathered, gather, select
 from normlens.plot.style import NEUTRAL, dress, label, number, title
 from normlens.run.store import Run
 
-__all__ = ["AT_EDGE", "edge_of_stability", "edge_of_stability_data"]
+__all__ = ["edge_of_stability", "edge_of_stability_data"]
 
 AT_EDGE = 0.9
 """From this ratio on a run is called at the edge: sharpness hovers around the threshold and is rarely exactly on it."""

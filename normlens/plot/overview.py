@@ -13,19 +13,25 @@ from matplotlib.lines import Line2D
 from normlens.plot.activation_drift import activation_drift, activation_drift_data
 from normlens.plot.canvas import DIRECT, STEPS, figure_of, insets
 from normlens.plot.collect import named
+from normlens.plot.condition_number import condition_number, condition_number_data
 from normlens.plot.dead_channels import dead_channels, dead_channels_data
+from normlens.plot.edge_of_stability import edge_of_stability, edge_of_stability_data
 from normlens.plot.elimination import elimination, elimination_data
 from normlens.plot.gradient_norm import gradient_norm, gradient_norm_data
+from normlens.plot.hessian_spectrum import hessian_spectrum, hessian_spectrum_data
 from normlens.plot.statdiff import statdiff, statdiff_data
 from normlens.plot.style import NEUTRAL, label, palette, title
 from normlens.plot.training_curve import training_curve, training_curve_data
 from normlens.run.errors import NotRecordedError
 from normlens.run.store import Run
 
-__all__ = ["overview", "overview_data"]
+__all__ = ["overview", "overview_data", "overview_size"]
 
-SIZE = (10.0, 10.0)
+WIDTH = 10.0
 """Inches of the sheet: half of it still has letters of 4.5 points."""
+
+HEIGHT = 3.2
+"""Inches of a row of the sheet."""
 
 Figure_: TypeAlias = Callable[[Run | Mapping[str, Run], Axes | None], Axes]
 
@@ -33,6 +39,7 @@ SHEET: tuple[tuple[tuple[Figure_, int], ...], ...] = (
     ((training_curve, 1), (gradient_norm, 1)),
     ((elimination, 1), (dead_channels, 1)),
     ((activation_drift, 3), (statdiff, 2)),
+    ((hessian_spectrum, 1), (condition_number, 1), (edge_of_stability, 1)),
 )
 """The rows of the sheet: figures and their shares of the width."""
 
@@ -43,6 +50,9 @@ TABLES = {
     "dead_channels": dead_channels_data,
     "activation_drift": activation_drift_data,
     "statdiff": statdiff_data,
+    "hessian_spectrum": hessian_spectrum_data,
+    "condition_number": condition_number_data,
+    "edge_of_stability": edge_of_stability_data,
 }
 
 
@@ -53,19 +63,18 @@ def overview(runs: Run | Mapping[str, Run], ax: Axes | None = None) -> Axes:
 
     Args:
         runs: one run, or several by name.
-        ax: where to draw; None makes a new figure of :data:`SIZE`.
+        ax: where to draw; None makes a new figure of :func:`overview_size`.
 
     Raises:
         NotRecordedError: no run has anything that a panel could show.
     """
     every = named(runs)
-    rows = [[(figure, share) for figure, share in row if _has(every, TABLES[figure.__name__])] for row in SHEET]
-    rows = [row for row in rows if row]
+    rows = _rows(every)
     if not rows:
         names = ", ".join(run.name for run in every.values())
         raise NotRecordedError(f"{names}: no reading of a probe that the overview shows: training_curve, elimination, "
                                "activation_drift; pass them to the lens in probes=")  # fmt: skip
-    ax = _sheet() if ax is None else ax
+    ax = _sheet(overview_size(every)) if ax is None else ax
     ax.set_axis_off()
     grid = _grid(ax, len(rows))
     _head(figure_of(ax).add_subplot(grid[0]), every)
@@ -75,7 +84,7 @@ def overview(runs: Run | Mapping[str, Run], ax: Axes | None = None) -> Axes:
         cells = GridSpecFromSubplotSpec(1, len(row), grid[place], width_ratios=shares)
         for column, (figure, share) in enumerate(row):
             panel = figure(every, figure_of(ax).add_subplot(cells[0, column]))
-            _rewrap(panel, int((SIZE[0] * share / sum(shares) - 1) / 0.073))  # inches of a letter at 9.5 points
+            _rewrap(panel, int((WIDTH * share / sum(shares) - 1) / 0.073))  # inches of a letter at 9.5 points
             panels.append(panel)
     _unify(panels)
     return ax
@@ -98,6 +107,21 @@ def overview_data(runs: Run | Mapping[str, Run]) -> pd.DataFrame:
     return pd.concat(counts, keys=tables, names=["panel", None]).reset_index(level="panel").reset_index(drop=True)
 
 
+def overview_size(runs: Run | Mapping[str, Run]) -> tuple[float, float]:
+    """Return the width and height in inches that suit the sheet of these runs: so much for each row that has data.
+
+    Args:
+        runs: one run, or several by name.
+    """
+    return WIDTH, 0.4 + HEIGHT * max(len(_rows(named(runs))), 1)
+
+
+def _rows(runs: Mapping[str, Run]) -> list[list[tuple[Figure_, int]]]:
+    """Return the rows of the sheet that have data, with the figures in them that do."""
+    rows = [[(figure, share) for figure, share in row if _has(runs, TABLES[figure.__name__])] for row in SHEET]
+    return [row for row in rows if row]
+
+
 def _has(runs: Mapping[str, Run], read: Callable[[Mapping[str, Run]], pd.DataFrame]) -> bool:
     try:
         return not read(runs).empty
@@ -105,10 +129,10 @@ def _has(runs: Mapping[str, Run], read: Callable[[Mapping[str, Run]], pd.DataFra
         return False
 
 
-def _sheet() -> Axes:
+def _sheet(size: tuple[float, float]) -> Axes:
     import matplotlib.pyplot as plt
 
-    figure, ax = plt.subplots(figsize=SIZE, layout="constrained")
+    figure, ax = plt.subplots(figsize=size, layout="constrained")
     figure.patch.set_alpha(0.0)
     return ax
 

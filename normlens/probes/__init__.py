@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "edge_of_stability": ["EdgeOfStability"],
         "elimination": ["Elimination"],
         "hessian_spectrum": ["HessianSpectrum"],
+        "loss_surface": ["LossSurface"],
         "training_curve": ["TrainingCurve"],
     },
 )

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from normlens import catalog, plot
 from normlens.plot.canvas import figure_size
 from normlens.plot.collect import display_name, named
-from normlens.plot.overview import SIZE
+from normlens.plot.overview import overview_size
 from normlens.plot.style import clean, palette
 from normlens.report.diagnose import diagnose, rules
 from normlens.report.finding import SHAPES, Findings
@@ -109,7 +109,7 @@ def render(runs: Run | Iterable[Run] | Mapping[str, Run]) -> str:
             sections=sections,
             anchors={section.question.probe: section.anchor for section in reversed(sections)},
             summary=tabulate(summary(every)),
-            overview=_picture(plot.overview, every, SIZE),
+            overview=_picture(plot.overview, every, overview_size(every)),
             rules=rules(),
             marks=MARKS,
             shapes=SHAPES,
@@ -160,11 +160,13 @@ def _picture(draw: Draw, runs: Mapping[str, Run], size: tuple[float, float]) -> 
 
 
 def _size(draw: Draw, runs: Mapping[str, Run]) -> tuple[float, float]:
-    """Higher where several runs share the rows of many layers."""
+    """Higher where several runs share the rows of many layers, or stand below each other."""
     try:
         table = getattr(plot, f"{draw.__name__}_data")(runs)
     except NotRecordedError:
         return figure_size()
+    if draw is plot.loss_surface_3d:
+        return figure_size()[0], 2.0 + 2.8 * -(-table["run"].nunique() // 2)
     layers = table["layer"].nunique() if "layer" in table else 0
     return figure_size(int(layers * (1 + (len(runs) - 1) / 3)))
 

@@ -7,7 +7,7 @@ import os
 
 from normlens import plot
 from normlens.plot.collect import display_name
-from normlens.plot.overview import SIZE
+from normlens.plot.overview import overview_size
 from normlens.plot.style import clean
 from normlens.report.diagnose import diagnose
 from normlens.report.finding import SHAPES
@@ -57,7 +57,7 @@ def _show(run: store.Run) -> str:
     where = f" ({findings[0].layer})" if findings and findings[0].layer else ""
     head = f"<p><b>{MARKS[word]} {word}</b> {_text(name)}{_text(worst)}{_text(where)}</p>"
     try:
-        picture = f'<div style="max-width: 60rem">{svg(plot.overview, {name: run}, SIZE, [name])}</div>'
+        picture = f'<div style="max-width: 60rem">{svg(plot.overview, {name: run}, overview_size(run), [name])}</div>'
     except NotRecordedError:
         picture = ""
     return f"{head}{_table(run, name)}{picture}"

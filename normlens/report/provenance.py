@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from normlens.report.cost import overhead
+from normlens.report.readings import rows
 from normlens.run.store import Run
 
 __all__ = ["Provenance", "provenance"]
@@ -75,7 +76,8 @@ def _sessions(run: Run) -> Iterator[str]:
 def _measured(run: Run) -> Iterator[str]:
     ok = [m for m in run.measurements if m.status == "ok"]
     for probe in dict.fromkeys(m.probe for m in ok):
-        mine = [m for m in ok if m.probe == probe]
+        told = set(rows(run, probe)["step"])  # a probe with a schedule of its own has nothing to say at the others
+        mine = [m for m in ok if m.probe == probe and (m.step in told or not told)]
         modes = ", ".join(sorted({m.mode for m in mine if m.mode}))
         mode = f", mode {modes}" if modes else ""
         steps = f"steps {min(m.step for m in mine)} to {max(m.step for m in mine)}"

@@ -10,6 +10,7 @@ import pandas as pd
 from normlens.plot.style import number
 from normlens.report.readings import rows
 from normlens.report.svg import Draw
+from normlens.run.reading import Measurement
 from normlens.run.store import Run
 
 __all__ = ["Question", "method", "sentence", "unanswered"]
@@ -54,8 +55,8 @@ def method(runs: Mapping[str, Run], probe: str, *names: str, **words: str) -> di
         *names: the readings whose sample size counts.
         **words: what the records cannot know: estimator, error, reference.
     """
-    measured = [m for run in runs.values() for m in run.measurements if m.probe == probe and m.status == "ok"]
     sizes = {int(n) for run in runs.values() for n in rows(run, probe, *names)["n"] if n}
+    measured = [m for run in runs.values() for m in _telling(run, probe)]
     span = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else "".join(map(str, sizes))
     seconds = sum(m.seconds for m in measured)
     each = f", {number(seconds / len(measured))} s each" if measured else ""
@@ -65,6 +66,12 @@ def method(runs: Mapping[str, Run], probe: str, *names: str, **words: str) -> di
         "cost": f"{number(seconds)} s in {len(measured)} measurements{each}, all runs together",
     }
     return {**{name.replace("_", " "): text for name, text in words.items()}, **found}
+
+
+def _telling(run: Run, probe: str) -> list[Measurement]:
+    """Return the measurements at which the probe had something to say: one with its own schedule has not at all."""
+    steps = set(rows(run, probe)["step"])
+    return [m for m in run.measurements if m.probe == probe and m.status == "ok" and m.step in steps]
 
 
 def unanswered(runs: Mapping[str, Run], probe: str) -> str:

@@ -40,3 +40,13 @@ def test_about_forty_measurements_are_made_unless_every_is_given():
     steps = 20 * 23  # 1442 images in batches of 64
     assert 40 <= steps // experiment._every <= 45
     assert plan(options(every=7))._every == 7
+
+
+def test_surface_and_density_are_measured_after_the_last_step_alone():
+    experiment = plan(options(probes="loss_surface,hessian_spectrum,training_curve"))
+    surface, spectrum, _ = experiment.probes
+    due = [step for step in range(100) if surface.when(step)]
+    assert due == [step for step in range(100) if spectrum.density_when(step)] == [2 * 23]
+    assert spectrum.density_probes >= 2
+    assert "surface and density after the last" in experiment.describe()
+    assert "surface" not in plan(options(probes="training_curve")).describe()

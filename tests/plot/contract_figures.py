@@ -65,6 +65,8 @@ def test_the_package_has_figures_and_each_hands_out_a_function_and_its_data():
 
 @pytest.mark.parametrize("subject", ["one", "sick", "four"])
 def test_the_artists_hold_the_recorded_numbers(name, subject, healthy_run, sick_run, four_runs):
+    if name == "loss_surface_3d":
+        pytest.skip("its heights are logarithms, in artists of three dimensions: see test_loss_surface_3d")
     runs = {"one": healthy_run, "sick": sick_run, "four": four_runs}[subject]
     data = getattr(plot, f"{name}_data")(runs)
     ax = getattr(plot, name)(runs, fresh_axes((10, 10)))
@@ -152,7 +154,7 @@ def test_one_measurement_is_enough_or_named_as_too_few(name, make_run):
         with pytest.raises(NotRecordedError, match="two measurements"):
             getattr(plot, name)(run, fresh_axes())
     else:
-        getattr(plot, name)(run, fresh_axes()).figure.draw_without_rendering()
+        getattr(plot, name)(run, fresh_axes((10, 10))).figure.draw_without_rendering()
 
 
 def test_plots_know_no_torch():

@@ -34,7 +34,7 @@ def test_a_plane_is_drawn_with_x_across_and_y_up(healthy_run):
     corners = mesh.get_coordinates()
     np.testing.assert_allclose(corners[0, :-1, 0] + 0.125, recorded.coords["x"])
     np.testing.assert_allclose(corners[:-1, 0, 1] + 1 / 6, recorded.coords["y"], atol=1e-12)
-    assert ax.child_axes[0].get_xlabel() == "first direction"
+    assert ax.child_axes[0].get_xlabel() == "first random direction"
 
 
 def test_all_planes_have_one_color_scale(four_runs):

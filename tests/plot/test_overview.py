@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from normlens.plot import overview, overview_data
+from normlens.plot import overview, overview_data, overview_size
 from normlens.run.reading import Measurement, Reading
 
 
@@ -30,6 +30,7 @@ def test_one_legend_names_every_run_and_panels_have_none(four_runs):
 def test_there_is_a_panel_for_each_figure_with_data_and_none_for_the_others(healthy_run, write_measurements):
     assert set(overview_data(healthy_run)["panel"]) == {
         "training_curve", "gradient_norm", "elimination", "dead_channels", "activation_drift", "statdiff",
+        "hessian_spectrum", "condition_number", "edge_of_stability",
     }  # fmt: skip
     only_loss = write_measurements([Measurement(0, "training_curve", readings=(Reading("loss", 1.0),))])
     assert list(overview_data(only_loss)["panel"]) == ["training_curve"]
@@ -42,3 +43,14 @@ def test_panels_stay_within_the_place_of_the_axes(healthy_run):
         figure = Figure(figsize=(20, 10), layout=None)
         overview(healthy_run, make(figure))
         assert max(axes.get_position().x1 for axes in figure.axes) <= 0.51
+
+
+def test_the_sheet_is_higher_by_a_row_where_curvature_was_measured(healthy_run, write_measurements):
+    loss = Measurement(0, "training_curve", readings=(Reading("loss", 1.0),))
+    steep = Measurement(0, "hessian_spectrum", readings=(Reading("lambda_max", 1.0),))
+    heights = [overview_size(write_measurements(records))[1] for records in ([], [loss], [loss, steep])]
+    assert heights[0] == heights[1] < heights[2]
+    assert [title for axes in draw(healthy_run).axes if (title := axes.get_title(loc="left"))][-3:] == [
+        "The largest curvature went from\n4 to 20 ± 0.02", "Condition number 200 → ≥ 500",
+        "Below the edge of stability: at\nmost 0.5 of it, at step 300",
+    ]  # fmt: skip

@@ -15,6 +15,7 @@ from normlens.risk import EmpiricalRisk
 from normlens.run.measure import Activations
 from normlens.run.probe import Previous, Step
 from normlens.run.reading import Reading
+from normlens.run.schedule import at
 from support.curvature import dense_hessian
 
 
@@ -96,3 +97,55 @@ def test_a_largest_eigenvalue_that_has_not_converged_is_no_reading():
         RuntimeError, match=r"lambda_max must converge; after \d+ products .*: raise max_matvecs or tol"
     ):
         read(HessianSpectrum(max_matvecs=2), step_of(network()))
+
+
+def test_with_as_many_steps_as_parameters_the_density_is_that_of_the_dense_spectrum():
+    """Every Ritz value is an eigenvalue then; the weights of a probe are its squared components along eigenvectors."""
+    model = network()
+    exact = torch.linalg.eigvalsh(dense_hessian(model, functional.cross_entropy, X, Y)).numpy()
+    found = read(HessianSpectrum(density_probes=3, density_steps=len(exact)), step_of(model))
+    ritz, weights = found["ritz"].array, found["ritz_weights"].array
+    assert (found["ritz"].dims, ritz.shape[0]) == (("probe", "node"), 3)
+    away = np.abs(ritz[..., None] - exact).min(-1)
+    assert away[weights > 1e-12].max() < 1e-7 * exact[-1]
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-12)
+    grid, width = found["grid"].array, found["density_width"].value
+    bells = np.exp(-(((grid[:, None, None] - ritz) / width) ** 2) / 2) / (width * np.sqrt(2 * np.pi))
+    each = (bells * weights).sum(-1)
+    np.testing.assert_allclose(found["density"].array, each.mean(1), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found["density_stderr"].array, each.std(1, ddof=1) / np.sqrt(3), rtol=1e-9, atol=1e-12)
+    edge = found["resolution"].value
+    ends = {"negative": (-np.inf, -edge), "flat": (-edge, edge), "positive": (edge, np.inf)}
+    for name, (low, high) in ends.items():
+        share = found[f"share_{name}"]
+        of_each = (weights * ((low < ritz) & (ritz <= high))).sum(1)
+        assert share.value == pytest.approx(of_each.mean(), abs=1e-12), name
+        assert share.error >= of_each.std(ddof=1) / np.sqrt(3) - 1e-12, name
+        assert abs(share.value - ((low < exact) & (exact <= high)).mean()) < 4 * share.error, name
+        assert share.n == found["density"].n == 20
+
+
+def test_the_density_leaves_the_ends_of_the_spectrum_as_they_are_and_comes_when_it_is_asked_for():
+    without = read(HessianSpectrum(), step_of(network()))
+    probe = HessianSpectrum(density_probes=2, density_steps=5, density_when=at(3))
+    due = read(probe, step_of(network()))
+    assert set(without) == {"top", "lambda_max", "lambda_min", "matvecs"}
+    assert {name: due[name].array.tobytes() for name in without} == {n: r.array.tobytes() for n, r in without.items()}
+    assert due["density_matvecs"].value == 10
+    assert set(read(probe, replace(step_of(network()), index=4))) == set(without)
+    assert HessianSpectrum(density_probes=2, density_steps=5).cost(step_of(network())) == 230
+
+
+def test_a_matrix_of_zeros_has_a_density_but_no_shares():
+    model = nn.Linear(4, 3, bias=False).double()
+    risk = EmpiricalRisk(model, lambda outputs, _: outputs.sum() / len(outputs), (X, Y))
+    step = Step(3, risk, Activations(risk), Previous(), None, torch.Generator().manual_seed(1))
+    found = read(HessianSpectrum(k=1, density_probes=2, density_steps=5), step)
+    assert found["resolution"].value == 0
+    assert not [name for name in found if name.startswith("share")]
+
+
+@pytest.mark.parametrize("probes", [1, -2])
+def test_a_density_without_an_error_is_refused(probes):
+    with pytest.raises(ValueError, match=f"0 for no density, or at least 2: .*; got {probes}"):
+        HessianSpectrum(density_probes=probes)

@@ -13,7 +13,9 @@ from normlens.run.store import open_run
 VOID = {"meta", "input", "br", "img", "link", "hr"}
 HEADINGS = [
     "Verdict", "The runs", "Overview", "Did it learn?", "Are channels dying?", "Do the layers' inputs drift?",
-    "How steep and how ill-conditioned is the loss?", "Is the learning rate at the edge of stability?",
+    "How steep and how ill-conditioned is the loss?",
+    "How many directions of the loss are flat, and how many curve?", "Is the learning rate at the edge of stability?",
+    "How does the loss look around the network?",
     "Do gradients vanish or explode?", "How far are the features from batch norm's?", "How this was measured",
 ]  # fmt: skip
 
@@ -83,7 +85,7 @@ def test_nothing_is_loaded_from_elsewhere(text, page):
 
 def test_every_picture_has_words_and_every_id_is_unique(page):
     pictures = [attributes for tag, attributes in page.tags if tag in ("svg", "img")]
-    assert len(pictures) == 10
+    assert len(pictures) == 13
     assert all(attributes.get("aria-label") or attributes.get("alt") for attributes in pictures)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from normlens.report.provenance import provenance
+from normlens.run.reading import Measurement, Reading
 from normlens.run.store import open_run
 from normlens.run.writer import RunWriter
 
@@ -41,3 +42,11 @@ def test_every_session_is_listed(tmp_path):
 )
 def test_a_header_of_any_shape_is_no_error(write_measurements, header):
     dict(provenance(write_measurements([], header)).facts)
+
+
+def test_steps_at_which_a_probe_had_nothing_to_say_are_not_counted(write_measurements):
+    reading = (Reading("center", 1.0),)
+    records = [Measurement(step, "loss_surface", readings=reading if step == 20 else ()) for step in (0, 10, 20)]
+    assert provenance(write_measurements(records)).measured == (
+        "loss_surface: 1 measurements, steps 20 to 20, 0 s in all",
+    )

@@ -13,6 +13,7 @@ def test_the_method_note_counts_what_was_measured(write_measurements):
         Measurement(0, "p", mode="eval", seconds=1.0, readings=(Reading("x", 1.0, n=8), Reading("y", 1.0, n=9))),
         Measurement(1, "p", mode="train", seconds=2.0, readings=(Reading("x", 1.0, n=16),)),
         Measurement(2, "p", "failed", seconds=5.0),
+        Measurement(3, "p", mode="eval", seconds=0.1),  # not due by its own schedule
     ])  # fmt: skip
     note = method({"run": run}, "p", "x", estimator="mean")
     assert note == {
