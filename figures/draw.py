@@ -26,7 +26,7 @@ def draw(function: Callable[..., Axes], runs: Mapping[str, Run], size: tuple[flo
 def main(folder: str) -> None:
     """Draw every figure of the README."""
     runs = find_runs([folder])
-    draw(plot.overview, runs, (10, 10))
+    draw(plot.overview, runs, plot.overview_size(runs))
     draw(plot.elimination, runs, (6.4, 4))
     draw(plot.hessian_spectrum, runs, (6.4, 4))
     draw(plot.activation_drift, runs, (6.4, 4))

@@ -91,8 +91,9 @@ def _answer(gathered: Gathered) -> str:
         return f"Below the edge of stability: at most {number(top['ratio'])} of it{who}, at step {top['step']}"
     if len(gathered.runs) == 1:
         last = table.dropna(subset="ratio").iloc[-1]
-        return f"At the edge of stability from step {at['step'].iloc[0]}; {number(last['ratio'])} of it in the end"
+        since, end = at["step"].iloc[0], number(last["ratio"])
+        return f"At the edge of stability or beyond from step {since}; {end} of it in the end"
     firsts = at.groupby("run", sort=False)["step"].first()
     named = [f"{label(name, 24)} (from step {step})" for name, step in list(firsts.items())[:3]]
     rest = f" and {len(firsts) - 3} more" if len(firsts) > 3 else ""
-    return f"At the edge of stability: {', '.join(named)}{rest}"
+    return f"At the edge of stability or beyond: {', '.join(named)}{rest}"

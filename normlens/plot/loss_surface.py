@@ -149,11 +149,12 @@ def _draw_planes(ax: Axes, panels: list[Axes], runs: list[Plane], gathered: Gath
     values = pd.concat([rows["value"] for _, _, rows in runs]).to_numpy(float)
     scale = scale_of(values)
     across, along = axis_names(gathered)
+    same = len({(rows["y"].min(), rows["y"].max()) for _, _, rows in runs}) == 1
     for place, (panel, (name, color, rows)) in enumerate(zip(panels, runs, strict=True)):
         mesh = _draw_plane(panel, rows, color, scale)
         panel.set_xlabel(across)
         panel.set_ylabel(along if place == 0 else "")
-        panel.tick_params(labelleft=place == 0)
+        panel.tick_params(labelleft=place == 0 or not same)
         panel.xaxis.label.set_visible(place == (len(panels) - 1) // 2)  # one for all; more of them would overlap
         if len(gathered.runs) > 1:
             panel.set_title(label(name, max(10, 48 // len(panels))), fontsize=9, color=color)

@@ -46,7 +46,8 @@ class LossSurface:
             optimizer step, so that x = 1 is another one like it, and the negative gradient across it, as long.
         steps: points on each side, odd, so that the parameters themselves are one of them.
         reach: the largest x and y.
-        samples: of the probe data.
+        samples: of the probe data. With batch statistics the surface is that of a batch of so many: pass the size of
+            the probe batch for the very loss that the other probes look at.
         when: a schedule within the lens's own, e.g. ``at(last_step)``; None to measure whenever the lens does.
 
     Raises:
@@ -81,8 +82,6 @@ class LossSurface:
             ValueError: there is nothing to move, or the last update is not known or spans no plane with the gradient.
             RuntimeError: the eigenvectors have not converged.
         """
-        if self.when is not None and not self.when(step.index):
-            return
         risk = step.risk.head(self.samples)
         if not risk.parameters:
             raise ValueError("a surface needs at least one trainable parameter; all of them are frozen")

@@ -18,7 +18,7 @@ from normlens.run.budget import Budget
 from normlens.run.clock import Clock
 from normlens.run.header import session_header
 from normlens.run.measure import Activations, measure
-from normlens.run.probe import Previous, Probe, Step, named_probes
+from normlens.run.probe import Previous, Probe, Step, named_probes, wants
 from normlens.run.reading import Measurement, Reading
 from normlens.run.recorder import Recorder
 from normlens.run.schedule import every as every_n
@@ -203,7 +203,8 @@ class Lens:
     def _measure(self, loss: Tensor | float | None, batch: Batch | None, *, forced: bool = False) -> None:
         """Measure every probe that can pay (or all, when forced), and write what they answered as one transaction."""
         elapsed = self._clock.bare_seconds
-        due = [name for name in self._probes if self._measured_at[name] != self.index]
+        here = self.index
+        due = [name for name, probe in self._probes.items() if self._measured_at[name] != here and wants(probe, here)]
         chosen = [name for name in due if forced or self._affords(name, loss, batch)]
         if not chosen:
             return  # before anything is built: a probe that waits for its credit may be due at every step

@@ -15,7 +15,7 @@ from normlens.run.capture import Activation, Layers
 from normlens.run.reading import Reading
 from normlens.typing import Batch
 
-__all__ = ["Previous", "Probe", "Reading", "Readings", "Step", "named_probes", "probe_name"]
+__all__ = ["Previous", "Probe", "Reading", "Readings", "Step", "named_probes", "probe_name", "wants"]
 
 Readings = Mapping[tuple[str, str], Reading]
 """What a probe read at one step, by (layer, name)."""
@@ -71,6 +71,7 @@ class Step:
 class Probe(Protocol):
     """One question to a model: a frozen dataclass with a default for every field, and no state.
 
+    A field ``when``, a schedule, narrows the lens's own for this probe alone.
     It may raise: the lens records that, warns once, and the training goes on. What it does to the model is undone.
     """
 
@@ -81,6 +82,12 @@ class Probe(Protocol):
     def __call__(self, step: Step) -> Iterable[Reading]:
         """Measure."""
         ...
+
+
+def wants(probe: Probe, index: int) -> bool:
+    """Say whether a probe's own schedule, if it has one as its field ``when``, lets it be measured at a step."""
+    when = getattr(probe, "when", None)
+    return when is None or bool(when(index))
 
 
 def probe_name(probe: Probe) -> str:

@@ -38,14 +38,14 @@ def test_the_error_is_the_sharpness_s_in_thresholds(healthy_run):
 
 def test_the_title_says_from_when_it_is_at_the_edge_or_how_far_below(healthy_run, four_runs):
     assert title(draw(healthy_run)) == "Below the edge of stability: at most 0.5 of it, at step 300"
-    assert title(draw(four_runs)) == "At the edge of stability: none (from step 240)"
+    assert title(draw(four_runs)) == "At the edge of stability or beyond: none (from step 240)"
     below = {name: run for name, run in four_runs.items() if name != "none"}
     assert title(draw(below)) == "Below the edge of stability: at most 0.75 of it (layer_norm), at step 300"
 
 
 def test_a_run_that_reaches_the_edge_says_where_it_ended(write_measurements):
     run = ratios(write_measurements, 0.2, 0.95, 1.1, 1.02)
-    assert title(draw(run)) == "At the edge of stability from step 1; 1.02 of it in the end"
+    assert title(draw(run)) == "At the edge of stability or beyond from step 1; 1.02 of it in the end"
 
 
 def test_the_axis_is_logarithmic_only_for_ratios_far_from_one(write_measurements):

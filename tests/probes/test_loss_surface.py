@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -17,7 +15,6 @@ from normlens.risk import EmpiricalRisk
 from normlens.run.measure import Activations
 from normlens.run.probe import Previous, Step
 from normlens.run.reading import Reading
-from normlens.run.schedule import at
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -112,12 +109,6 @@ def test_one_update_further_is_another_step_and_across_it_goes_what_is_left_of_t
 def test_the_last_step_is_kept_for_the_update_alone():
     assert LossSurface(directions="update").uses_update
     assert not LossSurface().uses_update
-
-
-def test_outside_its_own_schedule_it_reads_nothing():
-    probe = LossSurface(steps=3, when=at(3))
-    assert read(probe, step_of(network()))
-    assert not read(probe, replace(step_of(network()), index=4))
 
 
 def test_the_prior_cost_is_a_third_of_a_gradient_for_each_point():

@@ -5,68 +5,20 @@ import io
 import pickle
 import time
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from normlens.probes import ActivationDrift, TrainingCurve
-from normlens.run.clock import Clock
 from normlens.run.errors import RunError, RunExistsError
 from normlens.run.lens import Lens
-from normlens.run.probe import Probe, Reading
 from normlens.run.schedule import at, every
 from normlens.run.store import open_run
+from normlens.typing import Schedule
 from support.networks import batch, conv_batch_norm, mlp
-
-loss_function = nn.functional.cross_entropy
-
-
-@dataclass(frozen=True)
-class Index:
-    """Reads the step's own number, what came before it, and the passed loss."""
-
-    def cost(self, step):
-        return 1.0
-
-    def __call__(self, step):
-        yield Reading("index", float(step.index))
-        yield Reading("loss", float("nan") if step.loss is None else step.loss)
-        if step.previous.first:
-            yield Reading("first", step.previous.first["", "index"].value)
-            yield Reading("last", step.previous.last["", "index"].value)
-            yield Reading("at", step.previous.at(int(step.previous.last["", "index"].value))["", "index"].value)
-
-
-@dataclass(frozen=True)
-class Sleeps:
-    """Costs a known time, and says truly or falsely what it will cost."""
-
-    seconds: float = 0.01
-    prior: float = 0.0
-
-    def cost(self, step):
-        return self.prior
-
-    def __call__(self, step):
-        time.sleep(self.seconds)
-        yield Reading("slept", self.seconds)
-
-
-@dataclass(frozen=True)
-class Fails:
-    def cost(self, step):
-        return 1.0
-
-    def __call__(self, step):
-        raise ValueError("what a pity")
-
-
-def lens(out: Path, probes: list[Probe], model: nn.Module | None = None, **settings) -> Lens:
-    return Lens(model or mlp(), loss_function, batch(), probes=probes, out=out / "run", **settings)
+from support.probes import Fails, Index, Sleeps, lens, loss_function
 
 
 def value(run, probe: str, name: str) -> dict[int, float]:
@@ -109,7 +61,7 @@ def test_a_failing_probe_warns_once_is_recorded_each_time_and_stops_no_other_pro
     assert len(caught) == 1
     failed = [m for m in watched.run.measurements if m.probe == "fails"]
     assert [m.step for m in failed] == [0, 1, 2, 3]
-    assert all(m.status == "failed" and m.message.startswith("ValueError: what a pity (test_lens.py:") for m in failed)
+    assert all(m.status == "failed" and m.message.startswith("ValueError: what a pity (probes.py:") for m in failed)
     assert watched.run.steps("index") == [0, 1, 2, 3]
 
 
@@ -143,17 +95,6 @@ def test_min_runs_measures_the_first_and_the_last_step_whatever_schedule_and_bud
         for _ in range(7):
             watched.step()
     assert open_run(tmp_path / "run").steps("sleeps") == steps
-
-
-def test_a_probe_that_could_never_afford_to_run_is_reported_with_what_it_would_have_cost(tmp_path):
-    with lens(tmp_path, [Sleeps(0.001, prior=1e9), Index()], every=1, budget=0.5) as watched:
-        for _ in range(5):
-            time.sleep(0.002)
-            watched.step()
-    starved = [m for m in open_run(tmp_path / "run").measurements if m.status == "starved"]
-    assert [m.probe for m in starved] == ["sleeps"]
-    assert "expected to cost" in starved[0].message
-    assert "its share of the budget came to" in starved[0].message
 
 
 def test_the_summary_adds_up_the_time_of_all_measurements(tmp_path):
@@ -284,6 +225,18 @@ def test_after_close_a_step_warns_once_and_records_nothing(tmp_path):
     assert watched.run.steps("index") == [0]
 
 
+def test_a_probe_s_own_schedule_narrows_the_lens_s(tmp_path):
+    @dataclass(frozen=True)
+    class Seldom(Index):
+        when: Schedule = field(default=at(2, 3, 4))
+
+    with lens(tmp_path / "r", [Index(), Seldom()], every=2, min_runs=2) as watching:
+        for _ in range(6):
+            watching.step()
+    assert watching.run.steps("index") == [0, 2, 4, 6]
+    assert watching.run.steps("seldom") == [2, 4]
+
+
 def test_two_probes_of_one_class_keep_their_own_names(tmp_path):
     with lens(tmp_path, [Sleeps(0.0), Sleeps(0.001)], every=1):
         pass
@@ -305,48 +258,3 @@ def test_an_argument_out_of_its_range_is_refused_before_a_file_is_made(settings,
     with pytest.raises(ValueError, match=match):
         Lens(mlp(), loss_function, batch(), out=tmp_path / "run", **{"probes": [Index()], **settings})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_probe_that_cannot_say_its_cost_is_measured_and_warned_of_once(tmp_path):
-    @dataclass(frozen=True)
-    class Speechless(Index):
-        def cost(self, step):
-            raise ValueError("no idea")
-
-    watched = lens(tmp_path, [Speechless()], every=1, budget=0.5)
-    with pytest.warns(RuntimeWarning, match="cannot say its cost: ValueError: no idea"):
-        for _ in range(3):
-            watched.step()
-    watched.close()
-    assert watched.run.steps("speechless")
-
-
-def test_under_a_budget_a_measurement_after_waiting_for_credit_still_knows_the_update(tmp_path):
-    class TenMillisecondsAStep(Clock):
-        bare_seconds = property(lambda self: 0.01 * watched.index)
-
-    model, (x, y) = mlp(), batch()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    watched = lens(tmp_path, [TrainingCurve()], model, every=1, budget=0.2, optimizer=optimizer)
-    watched._clock = TenMillisecondsAStep()
-    with watched:
-        for _ in range(300):
-            optimizer.zero_grad()
-            loss_function(model(x), y).backward()
-            optimizer.step()
-            watched.step()
-    measured, updates = (value(watched.run, "training_curve", name) for name in ("loss", "update_norm"))
-    assert 1 < len(measured) < 300
-    assert list(updates) == list(measured)
-
-
-def test_waiting_for_credit_costs_next_to_nothing(tmp_path):
-    """A probe that is due at every step and cannot pay must not build anything."""
-    model = mlp()
-    with lens(tmp_path, [Sleeps(0.0, prior=1e9)], model, every=1, budget=0.1) as watched:
-        watched.step()
-        built = []
-        watched._risk = lambda data: built.append(1)
-        for _ in range(50):
-            watched.step()
-    assert built == []
