@@ -29,7 +29,7 @@ lint: $(VENV)/.dev  ## style, types, layer rule
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev  ## measure speed and overhead
+bench: $(VENV)/.bench  ## measure speed, memory and overhead, against the peers (half an hour)
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 docs: tutorials figures  ## execute the tutorials and draw the README's figures again
@@ -55,6 +55,11 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "installing what the tests need into $(VENV)"
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	@echo "installing the peers into $(VENV)"
+	@$(PIP) -e '.[dev,bench]'
 	@touch $@
 
 $(VENV):

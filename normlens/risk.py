@@ -94,6 +94,16 @@ class EmpiricalRisk:
                 break
         return self._on(self.model, taken)
 
+    def select(self, params: Params) -> EmpiricalRisk:
+        """Return the risk of the same model on the same data as a function of other parameters.
+
+        Raises:
+            ValueError: ``params`` selects nothing, or what is not floating-point.
+        """
+        chosen = self._on(self.model, self.data)
+        chosen._selected, chosen._group = _select(self.model, params), self._group
+        return chosen
+
     def double(self, samples: int | None = None) -> EmpiricalRisk:
         """Return the risk of a float64 copy of the model: on the first samples of the first batch, or on all data."""
         whole = [first_samples(batch, samples or batch_size(batch), double=True) for batch in self._some(samples)]
@@ -105,9 +115,9 @@ class EmpiricalRisk:
     def _some(self, samples: int | None) -> Iterator[Batch]:
         return self.batches() if samples is None else itertools.islice(self.batches(), 1)
 
-    def _on(self, model: torch.nn.Module, batches: list[Batch]) -> EmpiricalRisk:
+    def _on(self, model: torch.nn.Module, data: Data) -> EmpiricalRisk:
         names, forward = sorted(self._selected) or None, self._call.call
-        copied = EmpiricalRisk(model, self._loss, batches, forward=forward, mode=self._mode, seed=self.seed)
+        copied = EmpiricalRisk(model, self._loss, data, forward=forward, mode=self._mode, seed=self.seed)
         copied._selected = _select(model, names)
         return copied
 

@@ -48,3 +48,14 @@ def test_the_double_is_a_float64_copy_with_its_loss_and_leaves_the_model_alone(s
     assert sum(len(b[1]) for b in double.batches()) == (samples or 20)
     assert fingerprint(model) == before
     assert weighted.weight.dtype == torch.float32
+
+
+def test_the_risk_of_other_parameters_has_their_part_of_the_gradient():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    risk = EmpiricalRisk(model, nn.functional.cross_entropy, [(torch.randn(5, 3), torch.arange(5) % 2)] * 2)
+    part = risk.select("2.*").gradient()
+    assert list(part) == ["2.weight", "2.bias"]
+    assert all(torch.equal(part[name], risk.gradient()[name]) for name in part)
+    with pytest.raises(ValueError, match="selects none of"):
+        risk.select("3.*")

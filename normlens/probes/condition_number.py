@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -14,12 +13,10 @@ from normlens.batch import batch_size
 from normlens.curvature.condition import DENSE_ROWS, SHARES, TOLERANCES, condition_number
 from normlens.curvature.condition import ConditionNumber as Condition
 from normlens.curvature.fisher import fisher
-from normlens.curvature.gauss_newton import gauss_newton
 from normlens.curvature.gram import gauss_newton_spectrum
 from normlens.curvature.hessian import hessian
-from normlens.curvature.layout import ParameterLayout
 from normlens.curvature.null_space import NullSpace, null_directions
-from normlens.curvature.operator import LinearOperator, restrict
+from normlens.curvature.operator import LinearOperator
 from normlens.probes.warm_start import warm_start
 from normlens.risk import EmpiricalRisk
 from normlens.run.probe import Step
@@ -35,17 +32,17 @@ class ConditionNumber:
     .. math:: \kappa^*(\tau) = \max|\lambda| \,/\, \min\{|\lambda| : |\lambda| > \tau\max|\lambda|\}
 
     By default of :math:`J^\top SJ`, the Gauss-Newton matrix, whose nonzero spectrum is that of a Gram matrix of
-    (samples x outputs) rows, whatever the number of parameters: exact for the samples it is of. The Hessian, the Fisher
-    matrix and blocks are exact up to 3000 rows. Exact are ``kappa`` at ``tolerance``, ``curve`` at each of
+    (samples x outputs) rows, whatever the number of parameters: exact for the samples it is of. The Hessian and the
+    Fisher matrix are exact up to 3000 rows. Exact are ``kappa`` at ``tolerance``, ``curve`` at each of
     ``tolerance_grid``, ``lambda_max``, ``lambda_min_nonzero``, ``nullity`` (eigenvalues within the tolerance of zero),
     ``floor`` and, of the Hessian, ``negative`` (eigenvalues below minus the tolerance).
 
     Beyond 3000 rows there is no ``kappa`` but ``kappa_lower``, a bound certified by residuals, ``curve`` holds such
     bounds, and ``kappa_quantile`` gives ``lambda_max`` over the quantile of the magnitudes at each of ``share_grid``,
     with ``kappa_quantile_error``; nan where the density cannot tell the quantile from zero. Directions that are null
-    by the structure of the network are taken out first (of the whole network's matrix; ``nullity`` counts them), and
-    Lanczos starts from the ``vectors`` of the last measurement, which are not stored. A condition number without its
-    tolerance means nothing; one of other samples is another one.
+    by the structure of the network are taken out first (``nullity`` counts them), and Lanczos starts from the
+    ``vectors`` of the last measurement, which are not stored. A condition number without its tolerance means nothing;
+    one of other samples is another one.
 
     Args:
         samples: of the probe data; the rows of the Gram matrix are this times the outputs.
@@ -67,7 +64,7 @@ class ConditionNumber:
         """A backward pass for every row of the Gram matrix, on a part of the data; else three gradients a product."""
         if self._by_gram:
             return 40.0
-        rows = sum(tensor.numel() for name, tensor in step.risk.parameters.items() if self._within(name))
+        rows = sum(tensor.numel() for tensor in self._risk(step).parameters.values())
         lanczos = self.steps + self.probes * min(self.steps, 80)
         return 3.0 * max(1, rows if rows <= DENSE_ROWS else lanczos)
 
@@ -77,16 +74,17 @@ class ConditionNumber:
         Raises:
             ValueError: ``matrix`` is none of these, ``params`` selects nothing, or the tolerance does not fit.
         """
-        risk = step.risk.head(self.samples)
+        risk = self._risk(step)
         n = sum(batch_size(batch) for batch in risk.batches())
         yield from _readings(self._measured(step, risk), n, signed=self.matrix == "hessian")
 
     @property
     def _by_gram(self) -> bool:
-        return self.matrix == "gauss_newton" and self.params is None
+        return self.matrix == "gauss_newton"
 
-    def _within(self, name: str) -> bool:
-        return self.params is None or fnmatch.fnmatchcase(name, self.params)
+    def _risk(self, step: Step) -> EmpiricalRisk:
+        risk = step.risk.head(self.samples)
+        return risk if self.params is None else risk.select(self.params)
 
     def _measured(self, step: Step, risk: EmpiricalRisk) -> Condition:
         if self._by_gram:
@@ -96,7 +94,7 @@ class ConditionNumber:
         return condition_number(
             operator,
             tolerance=self.tolerance,
-            null=_null(risk) if large and self.params is None else None,
+            null=_null(risk) if large else None,
             steps=self.steps,
             probes=self.probes,
             start=warm_start(step.previous, operator.shape[0]),
@@ -104,16 +102,11 @@ class ConditionNumber:
         )
 
     def _operator(self, risk: EmpiricalRisk, *, check: bool) -> LinearOperator:
-        names = [name for name in risk.parameters if self._within(name)]
-        if self.params is not None and not names:
-            raise ValueError(f"params must select a parameter; {self.params!r} selects none of {list(risk.parameters)}")
         if self.matrix == "hessian":
-            whole: LinearOperator = hessian(risk, check=check)
-        elif self.matrix in ("gauss_newton", "fisher"):
-            whole = fisher(risk) if self.matrix == "fisher" else gauss_newton(risk)
-        else:
-            raise ValueError(f"matrix must be 'gauss_newton', 'hessian' or 'fisher'; got {self.matrix!r}")
-        return whole if self.params is None else restrict(whole, ParameterLayout(risk).indices(*names))
+            return hessian(risk, check=check)
+        if self.matrix == "fisher":
+            return fisher(risk)
+        raise ValueError(f"matrix must be 'gauss_newton', 'hessian' or 'fisher'; got {self.matrix!r}")
 
 
 def _null(risk: EmpiricalRisk) -> NullSpace | None:

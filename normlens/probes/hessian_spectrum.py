@@ -8,14 +8,20 @@ from dataclasses import dataclass
 
 from normlens.batch import batch_size
 from normlens.curvature.density import SpectralDensity, spectral_density
+from normlens.curvature.eigenpairs import Eigenpairs
 from normlens.curvature.hessian import hessian
 from normlens.curvature.lanczos import eigsh
+from normlens.curvature.operator import LinearOperator
+from normlens.probes.warm_start import vectors_reading, warm_start
 from normlens.risk import EmpiricalRisk
 from normlens.run.probe import Step
 from normlens.run.reading import Reading
 from normlens.typing import Schedule
 
 __all__ = ["HessianSpectrum"]
+
+
+_BOTTOM = "bottom_vectors"
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,7 @@ class HessianSpectrum:
             RuntimeError: the largest eigenvalue has not converged within ``max_matvecs``.
         """
         operator = hessian(step.risk, check=not step.previous.first)
-        top = eigsh(operator, self.k, "LA", tol=self.tol, max_matvecs=self.max_matvecs, generator=step.generator)
-        bottom = eigsh(operator, 1, "SA", tol=10 * self.tol, max_matvecs=self.max_matvecs, generator=step.generator)
+        top, bottom = self._ends(operator, step)
         if not bool(top.converged[0]):
             raise RuntimeError(
                 f"lambda_max must converge; after {top.matvecs} products its residual is still "
@@ -83,11 +88,22 @@ class HessianSpectrum:
         yield Reading("lambda_max", float(top.values[0]), error=float(top.residuals[0]), n=n)
         yield Reading("lambda_min", float(bottom.values[0]), error=float(bottom.residuals[0]), n=n)
         yield Reading("matvecs", float(top.matvecs + bottom.matvecs))
+        yield vectors_reading(top)
+        yield vectors_reading(bottom, _BOTTOM)
         if self.density_probes and (self.density_when is None or self.density_when(step.index)):
             found = spectral_density(
                 operator, steps=self.density_steps, probes=self.density_probes, generator=step.generator
             )
             yield from _density_readings(found, n)
+
+    def _ends(self, operator: LinearOperator, step: Step) -> tuple[Eigenpairs, Eigenpairs]:
+        n, limit, drawn = operator.shape[0], self.max_matvecs, step.generator
+        before, below = warm_start(step.previous, n), warm_start(step.previous, n, _BOTTOM)
+        top = eigsh(operator, self.k, "LA", tol=self.tol, max_matvecs=limit, start=before, nearby=True, generator=drawn)
+        bottom = eigsh(
+            operator, 1, "SA", tol=10 * self.tol, max_matvecs=limit, start=below, nearby=True, generator=drawn
+        )
+        return top, bottom
 
 
 def _density_readings(found: SpectralDensity, n: int) -> Iterator[Reading]:
