@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 import normlens as nl
 from normlens.curvature.product import RecomputedGraph
 
-STEPS, PROBES = 30, 2
+STEPS, PROBES = 20, 2
 
 
 def work(path: Path) -> None:

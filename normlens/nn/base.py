@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,17 @@ class Normalization(nn.Module):
 
     Raises:
         ValueError: ``num_features`` is below 1 or ``eps`` below 0.
+
+    Attributes:
+        exact_gradient: whether the backward pass is the derivative of the forward pass; False where a paper takes parts
+            of it as constants, and the class says which.
+        random: whether the forward pass draws from PyTorch's global random state in train mode, as dropout does.
+        sensitivity: how many times more than a plain standardization it magnifies the rounding of its input.
     """
 
+    exact_gradient: ClassVar[bool] = True
+    random: ClassVar[bool] = False
+    sensitivity: ClassVar[float] = 1.0
     weight: nn.Parameter | None
     bias: nn.Parameter | None
 

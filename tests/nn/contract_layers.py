@@ -65,7 +65,8 @@ def lived_in(subject, draw, training=True, dtype=torch.float64):
 
 
 def evaluate(layer, x, parameters=None):
-    """One call from the state the layer is in, which stays as it is."""
+    """One call from the state the layer is in, which stays as it is; one that draws draws the same every time."""
+    torch.manual_seed(0)
     state = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     return functional_call(copy.deepcopy(layer), {**state, **(parameters or dict(layer.named_parameters()))}, (x,))
 
@@ -163,7 +164,7 @@ def test_float32_agrees_with_float64_in_output_gradient_and_state(draw, subject,
         results.append([t.double() for t in (y, *gradients, *one.buffers())])
     for got, want in zip(*results, strict=True):
         scale = max(1.0, float(want.detach().abs().max()))
-        assert_close(got / scale, want / scale, rtol=0, atol=100 * torch.finfo(torch.float32).eps)
+        assert_close(got / scale, want / scale, rtol=0, atol=100 * layer.sensitivity * torch.finfo(torch.float32).eps)
 
 
 @every_layer
@@ -175,10 +176,11 @@ def test_half_precision_far_from_zero_agrees_with_float64(draw, subject, trainin
     x = (draw(8, CHANNELS, 3, 3) * spread + 1000).to(dtype)
     half, double = copy.deepcopy(layer), copy.deepcopy(layer).double()
     got, want = half(x), double(x.double())
-    eps = torch.finfo(dtype).eps
+    eps = torch.finfo(dtype).eps * layer.sensitivity
     assert_close(got.double(), want, rtol=eps, atol=eps)
     for one, other in zip(half.buffers(), double.buffers(), strict=True):
-        assert_close(one.double(), other.double(), rtol=1e-5, atol=1e-5)  # the state is kept in float32
+        near = 1e-5 * layer.sensitivity
+        assert_close(one.double(), other.double(), rtol=near, atol=near)  # the state is kept in float32
 
 
 @every_layer
@@ -194,6 +196,8 @@ def test_autocast_does_not_lower_the_precision_of_statistics(draw, subject, trai
 @both_modes
 def test_first_and_second_derivatives_agree_with_differences(draw, subject, training):
     layer = lived_in(subject, draw, training)
+    if not layer.exact_gradient:
+        pytest.skip("its backward is not the derivative of its forward pass, and is pinned in a test of its own")
     for shape in smallest_inputs(layer):
         at = [t.detach().clone().requires_grad_() for t in (draw(*shape), *layer.parameters())]
 
@@ -270,6 +274,8 @@ def test_a_deep_copy_is_equal_and_independent(draw, subject):
 @both_modes
 def test_the_global_random_state_is_left_alone(draw, subject, training):
     before = torch.random.get_rng_state()
+    if build(subject).random and training:
+        pytest.skip("it draws as dropout does")
     lived_in(subject, draw, training)(draw(4, CHANNELS, 3, 3))
     assert torch.equal(torch.random.get_rng_state(), before)
 
