@@ -176,7 +176,9 @@ def test_in_eval_mode_the_readings_do_not_depend_on_how_the_data_are_cut(kind, m
     whole = ask_twice(kind(), model, (x, y), "eval")
     cut = ask_twice(kind(), model, list(zip(x.split([13, 13, 6]), y.split([13, 13, 6]), strict=True)), "eval")
     for one, other in zip(whole, cut, strict=True):
-        for a, b in zip(one.readings, other.readings, strict=True):
+        # What is not stored is no result: an eigenvector may come out with either sign.
+        stored = ([r for r in measurement.readings if r.stored] for measurement in (one, other))
+        for a, b in zip(*stored, strict=True):
             assert (a.layer, a.name, a.n) == (b.layer, b.name, b.n)
             # Another blocking of float32 sums: some hundred of them, seen through differences of order one.
             np.testing.assert_allclose(a.array, b.array, rtol=1e-4, atol=1e-5, err_msg=f"{a.layer} {a.name}")
