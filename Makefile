@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 OUT    ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint bench docs figures tutorials clean
+.PHONY: help demo test slow lint bench docs figures tutorials clean
 
 help:  ## say what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,11 +17,11 @@ demo: $(VENV)/.runtime  ## train one network under four normalizations, and writ
 		--epochs 30 --every 50 --out $(OUT) --overwrite
 
 # One thread a worker: two workers of two threads each would fight for two cores.
-test: $(VENV)/.dev  ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
-
-quick: $(VENV)/.dev  ## run the tests that take no more than a moment each
+test: $(VENV)/.dev  ## run the tests but those marked slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+slow: $(VENV)/.dev  ## run the tests marked slow: kills and flips by the hundred, every switch of every layer
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(VENV)/.dev  ## style, types, layer rule
 	$(BIN)/ruff check .

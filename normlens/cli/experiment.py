@@ -175,8 +175,9 @@ def plan(options: argparse.Namespace) -> Experiment:
         UsageError: a value out of its range, or a device that is not there.
     """
     norms = [None if name == "none" else name for name in split_names(options.norm, "norm")]
+    model = load("normlens.models", options.model)
     for norm in norms:
-        if norm is not None:
+        if norm is not None and norm not in getattr(model, "own_norms", ()):
             load("normlens.nn", norm)
     try:
         seeds = [int(seed) for seed in split_names(options.seeds, "seeds")]
@@ -185,7 +186,7 @@ def plan(options: argparse.Namespace) -> Experiment:
     chosen = split_names(options.probes, "probes") if options.probes else names("normlens.probes")
     probes = [load("normlens.probes", name)() for name in chosen]
     _check_device(options.device)
-    data, model = _load_data(options), load("normlens.models", options.model)
+    data = _load_data(options)
     last = options.epochs * math.ceil(len(data.train[0]) / options.batch_size)
     return Experiment(options, data, model, norms, seeds, [_costly_last(probe, last) for probe in probes])
 

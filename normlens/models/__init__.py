@@ -4,6 +4,18 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["blocks", "cnn", "mlp", "normalization", "residual", "resnet", "shapes", "weight_layers"],
-    submod_attrs={"cnn": ["CNN"], "mlp": ["MLP"], "resnet": ["ResNet"]},
+    submodules=[
+        "blocks",
+        "cnn",
+        "mlp",
+        "normalization",
+        "recurrence",
+        "residual",
+        "resnet",
+        "rnn",
+        "shapes",
+        "transformer",
+        "weight_layers",
+    ],
+    submod_attrs={"cnn": ["CNN"], "mlp": ["MLP"], "resnet": ["ResNet"], "rnn": ["RNN"], "transformer": ["Transformer"]},
 )

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Self
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from normlens.nn import native
 from normlens.nn.base import RunningNormalization
+from normlens.nn.functional import Moments, affine, standardize
+from normlens.nn.running import update_running
+from normlens.nn.synchronized import synchronized_moments
 
 __all__ = ["BatchNorm"]
 
@@ -26,6 +33,10 @@ class BatchNorm(RunningNormalization):
     sample do not exist, and second derivatives are right by double backward or ``jvp(grad)``, not by
     ``torch.func.hessian``.
 
+    With a ``process_group`` ``mean_c`` and ``var_c`` pool the batches of all its ranks, whatever their sizes: the
+    numbers of one process on the whole batch, as from ``torch.nn.SyncBatchNorm``, but on a CPU too. In train mode every
+    rank must then call the layer, and the gradient on each is that of the *sum* of all ranks' losses.
+
     Source: Ioffe and Szegedy, ICML 2015, arXiv:1502.03167, algorithms 1 and 2.
 
     Args:
@@ -34,6 +45,7 @@ class BatchNorm(RunningNormalization):
         momentum: weight of the newest batch in the running statistics; None averages all batches alike.
         affine: whether to scale and shift.
         track_running_stats: without running statistics eval mode uses the batch's too.
+        process_group: the ranks that share a batch, e.g. ``torch.distributed.group.WORLD``; None for this one alone.
         device: of parameters and buffers.
         dtype: of parameters and buffers; statistics are taken in at least float32.
 
@@ -49,6 +61,7 @@ class BatchNorm(RunningNormalization):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        process_group: dist.ProcessGroup | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -61,14 +74,23 @@ class BatchNorm(RunningNormalization):
             device=device,
             dtype=dtype,
         )
+        self.process_group = process_group
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """Copy everything but the process group, which is a connection and no data."""
+        twin = type(self).__new__(type(self))
+        memo[id(self)], memo[id(self.process_group)] = twin, self.process_group
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``(N, C, *spatial)``; in train mode the running statistics move."""
         self.check_input(x)
         on_batch = self.training or self.running_mean is None
+        if on_batch and self.process_group is not None:
+            return self._across_ranks(x, self.process_group)
         if on_batch:
-            advice = "use a larger batch, or running statistics (track_running_stats=True and .eval())"
-            self.check_count(x.numel() // self.num_features, x, unit="channel", advice=advice)
+            self._check_values(x.numel() // self.num_features, x)
         return native.batch_norm(
             x,
             self.running_mean,
@@ -79,3 +101,23 @@ class BatchNorm(RunningNormalization):
             factor=self.count_batch() if on_batch else 0.0,
             eps=self.eps,
         )
+
+    def _across_ranks(self, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        batch, count = synchronized_moments(x, group)
+        self._check_values(count, x)
+        self._track(batch, count)
+        return affine(standardize(x, *batch, self.eps), self.weight, self.bias).to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, batch: Moments, count: int) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        flat = Moments(*(m.detach().flatten() for m in batch))
+        running = Moments(self.running_mean, self.running_var)
+        moved = update_running(running, flat, count=count, factor=self.count_batch())
+        self.running_mean.copy_(moved.mean)
+        self.running_var.copy_(moved.var)
+
+    def _check_values(self, count: int, x: Tensor) -> None:
+        advice = "use a larger batch, or running statistics (track_running_stats=True and .eval())"
+        self.check_count(count, x, unit="channel", advice=advice)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
+from normlens.nn.base import Normalization
+
 __all__ = ["flat_below_zero", "is_nonlinearity", "is_normalization", "is_weight_layer"]
 
 _NORMALIZATIONS = (
+    Normalization,
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
     nn.LayerNorm,
@@ -19,8 +22,7 @@ _SMOOTH = (nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, n
 
 def is_normalization(module: nn.Module) -> bool:
     """Say whether a module normalizes activations: torch's own layers and those of :mod:`normlens.nn`."""
-    ours = type(module).__module__.startswith("normlens.nn.")
-    return ours or isinstance(module, _NORMALIZATIONS)
+    return isinstance(module, _NORMALIZATIONS)
 
 
 def is_weight_layer(module: nn.Module) -> bool:

@@ -32,6 +32,15 @@ def test_one_run_for_each_norm_and_seed_and_a_report(tmp_path, capsys):
     assert {"test_accuracy", "epoch"} == set(run.frame("user")["name"])
 
 
+def test_a_recurrent_network_is_run_with_its_own_norm_and_with_others(tmp_path, capsys):
+    norms = ["recurrent_batch_norm", "layer_norm", "none"]
+    arguments = ["run", *SHORT, "--model", "rnn", "--norm", ",".join(norms), "--out", str(tmp_path), "--json"]
+    assert main([*arguments, "--probes", "training_curve,activation_drift"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)["runs"]] == norms
+    for norm in norms:
+        assert open_run(tmp_path / f"{norm}-seed0").steps("activation_drift") == [0, 3, 6]
+
+
 def test_the_same_command_gives_the_same_numbers(tmp_path, capsys):
     for folder in ("a", "b"):
         assert main(["run", *SHORT, "--norm", "batch_norm", "--out", str(tmp_path / folder), "--quiet"]) == 0
@@ -58,6 +67,8 @@ def test_quiet_prints_the_path_of_the_report_alone(tmp_path, capsys):
         (["--data", "mnist"], 2, "say where they are with --data-dir"),
         (["--device", "mps"], 2, "torch sees no such device"),
         (["--model", "mlp", "--norm", "instance_norm"], 4, "model mlp with norm instance_norm: "),
+        (["--model", "rnn", "--norm", "instance_norm"], 4, "model rnn with norm instance_norm: a recurrent network"),
+        (["--model", "mlp", "--norm", "recurrent_batch_norm"], 2, "unknown name 'recurrent_batch_norm' in nn"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_trained(arguments, code, words, tmp_path, capsys):

@@ -3,13 +3,14 @@
 A layer is called on deep copies, so that one with buffers or a seeded generator answers alike every time; one that
 draws must draw in one dtype, so that float32 and float64 see the same noise. A shape it cannot mean it refuses by a
 ValueError that says its name and the shape that came. Everything else holds for all: no exceptions by name.
+Where it may be taken (compiled, on a GPU, to a batch of one) is in ``contract_layer_portability.py``.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-import math
+import io
 import re
 import subprocess
 import sys
@@ -17,72 +18,24 @@ import sys
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import functional_call
 from torch.testing import assert_close
 
 import normlens.nn
 from normlens import catalog
-
-CHANNELS = 4
-SHAPES = [(6, CHANNELS), (3, CHANNELS, 3), (3, CHANNELS, 3, 2), (2, CHANNELS, 3, 2, 2)]
-NAMES = catalog.names("normlens.nn")
-
-
-def settings_of(name):
-    """The constructor's parameters without ``num_features``, ``device`` and ``dtype``."""
-    parameters = inspect.signature(catalog.load("normlens.nn", name)).parameters
-    return {key: p for key, p in parameters.items() if key not in {"num_features", "device", "dtype"}}
-
-
-def variants():
-    """Every layer as it is from ``num_features`` alone, and once more with each of its switches flipped."""
-    for name in NAMES:
-        switches = {key: not p.default for key, p in settings_of(name).items() if isinstance(p.default, bool)}
-        yield pytest.param((name, {}), id=name)
-        for key, flipped in switches.items():
-            yield pytest.param((name, {key: flipped}), id=f"{name}-{key}={flipped}")
-
-
-every_name = pytest.mark.parametrize("name", NAMES)
-every_layer = pytest.mark.parametrize("subject", list(variants()))
-both_modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-
-
-def build(subject, **placement):
-    name, settings = subject
-    return catalog.load("normlens.nn", name)(CHANNELS, **settings, **placement)
-
-
-def lived_in(subject, draw, training=True, dtype=torch.float64):
-    """A layer that is no longer at its initial values: parameters perturbed, two batches seen."""
-    layer = build(subject, dtype=dtype)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter += 0.3 * draw(*parameter.shape, dtype=dtype)
-        for _ in range(2):
-            layer(draw(8, CHANNELS, 3, 3, dtype=dtype) * 2 + 1)
-    return layer.train(training)
-
-
-def evaluate(layer, x, parameters=None):
-    """One call from the state the layer is in, which stays as it is; one that draws draws the same every time."""
-    torch.manual_seed(0)
-    state = {name: buffer.clone() for name, buffer in layer.named_buffers()}
-    return functional_call(copy.deepcopy(layer), {**state, **(parameters or dict(layer.named_parameters()))}, (x,))
-
-
-def supports(layer, shape):
-    """Whether the layer takes that shape; when not, its refusal must name the layer and the shape that came."""
-    x = torch.linspace(-1, 2, math.prod(shape), dtype=torch.float64).reshape(shape)
-    try:
-        copy.deepcopy(layer)(x)
-    except ValueError as error:
-        refusal = str(error)
-    else:
-        return True
-    assert type(layer).__name__ in refusal
-    assert str(shape) in refusal
-    return False
+from support.layers import (
+    CHANNELS,
+    NAMES,
+    SHAPES,
+    both_modes,
+    build,
+    evaluate,
+    every_layer,
+    every_name,
+    lived_in,
+    seeded,
+    settings_of,
+    supports,
+)
 
 
 def smallest_inputs(layer):
@@ -158,7 +111,7 @@ def test_float32_agrees_with_float64_in_output_gradient_and_state(draw, subject,
     x, results = draw(4, CHANNELS, 3, 3, dtype=torch.float32) * 2 + 3, []
     for dtype in (torch.float32, torch.float64):
         one, leaf = copy.deepcopy(layer).to(dtype), x.to(dtype, copy=True).requires_grad_()
-        y = one(leaf)
+        y = seeded(one, leaf)
         inputs = [leaf, *one.parameters()]
         gradients = torch.autograd.grad((y.tanh() * readout.to(dtype)).sum(), inputs)
         results.append([t.double() for t in (y, *gradients, *one.buffers())])
@@ -175,7 +128,7 @@ def test_half_precision_far_from_zero_agrees_with_float64(draw, subject, trainin
     layer = lived_in(subject, draw, training, torch.float32)
     x = (draw(8, CHANNELS, 3, 3) * spread + 1000).to(dtype)
     half, double = copy.deepcopy(layer), copy.deepcopy(layer).double()
-    got, want = half(x), double(x.double())
+    got, want = seeded(half, x), seeded(double, x.double())
     eps = torch.finfo(dtype).eps * layer.sensitivity
     assert_close(got.double(), want, rtol=eps, atol=eps)
     for one, other in zip(half.buffers(), double.buffers(), strict=True):
@@ -251,19 +204,20 @@ def test_derivatives_of_the_input_do_not_enter_the_state(draw, subject):
 
 
 @every_layer
-def test_the_state_dict_rebuilds_the_layer(draw, subject):
-    layer, fresh = lived_in(subject, draw), build(subject, dtype=torch.float64)
-    fresh.load_state_dict(layer.state_dict(), strict=True)
+def test_the_state_dict_rebuilds_the_layer_from_a_file_that_holds_no_code(draw, subject):
+    layer, fresh, file = lived_in(subject, draw), build(subject, dtype=torch.float64), io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    fresh.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True), strict=True)
     x = draw(4, CHANNELS, 3, 3)
     for training in (True, False):
-        assert torch.equal(fresh.train(training)(x), layer.train(training)(x))
+        assert torch.equal(seeded(fresh.train(training), x), seeded(layer.train(training), x))
 
 
 @every_layer
 def test_a_deep_copy_is_equal_and_independent(draw, subject):
     layer = lived_in(subject, draw)
     state, twin, x = copy.deepcopy(layer.state_dict()), copy.deepcopy(layer), draw(4, CHANNELS, 3, 3)
-    assert torch.equal(twin(x), copy.deepcopy(layer)(x))
+    assert torch.equal(seeded(twin, x), seeded(copy.deepcopy(layer), x))
     for tensor in twin.state_dict().values():
         tensor += 1
     for key, tensor in state.items():
@@ -273,10 +227,12 @@ def test_a_deep_copy_is_equal_and_independent(draw, subject):
 @every_layer
 @both_modes
 def test_the_global_random_state_is_left_alone(draw, subject, training):
-    before = torch.random.get_rng_state()
-    if build(subject).random and training:
+    before, layer = torch.random.get_rng_state(), lived_in(subject, draw, training)
+    if layer.random and training:
         pytest.skip("it draws as dropout does")
-    lived_in(subject, draw, training)(draw(4, CHANNELS, 3, 3))
+    if layer.random:
+        before = torch.random.get_rng_state()  # what it learned in train mode came with draws
+    layer(draw(4, CHANNELS, 3, 3))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
