@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from normlens.nn.running import averaging_factor
+from normlens.nn.functional import Moments
+from normlens.nn.running import averaging_factor, update_running
 
 __all__ = ["Normalization", "RunningNormalization"]
 
@@ -169,6 +170,22 @@ class RunningNormalization(Normalization):
         """Set ``weight`` to one and ``bias`` to zero, and forget all batches."""
         super().reset_parameters()
         self.reset_running_stats()
+
+    @torch.no_grad()
+    def track(self, batch: Moments, *, count: int) -> None:
+        """Count a batch and move the running statistics toward it, as constants; does nothing where none are kept.
+
+        Args:
+            batch: mean and biased variance of the batch, ``C`` values each in any shape.
+            count: how many values each of them pools.
+        """
+        if self.running_mean is None or self.running_var is None:
+            return
+        constants = Moments(*(m.detach().flatten() for m in batch))
+        running = Moments(self.running_mean, self.running_var)
+        moved = update_running(running, constants, count=count, factor=self.count_batch())
+        self.running_mean.copy_(moved.mean)
+        self.running_var.copy_(moved.var)
 
     def count_batch(self) -> float:
         """Count one more batch and return its weight in the running statistics; 0 where none are kept."""

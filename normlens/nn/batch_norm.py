@@ -11,8 +11,7 @@ from torch import Tensor
 
 from normlens.nn import native
 from normlens.nn.base import RunningNormalization
-from normlens.nn.functional import Moments, affine, standardize
-from normlens.nn.running import update_running
+from normlens.nn.functional import affine, standardize
 from normlens.nn.synchronized import synchronized_moments
 
 __all__ = ["BatchNorm"]
@@ -105,18 +104,8 @@ class BatchNorm(RunningNormalization):
     def _across_ranks(self, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         batch, count = synchronized_moments(x, group)
         self._check_values(count, x)
-        self._track(batch, count)
+        self.track(batch, count=count)
         return affine(standardize(x, *batch, self.eps), self.weight, self.bias).to(x.dtype)
-
-    @torch.no_grad()
-    def _track(self, batch: Moments, count: int) -> None:
-        if self.running_mean is None or self.running_var is None:
-            return
-        flat = Moments(*(m.detach().flatten() for m in batch))
-        running = Moments(self.running_mean, self.running_var)
-        moved = update_running(running, flat, count=count, factor=self.count_batch())
-        self.running_mean.copy_(moved.mean)
-        self.running_var.copy_(moved.var)
 
     def _check_values(self, count: int, x: Tensor) -> None:
         advice = "use a larger batch, or running statistics (track_running_stats=True and .eval())"

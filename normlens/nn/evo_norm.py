@@ -9,7 +9,7 @@ from normlens.nn.base import RunningNormalization
 from normlens.nn.functional import Moments, group_moments, instance_moments, per_channel, promote
 from normlens.nn.functional import affine as scale_and_shift
 from normlens.nn.group_norm import default_groups
-from normlens.nn.switchable_norm import pooled_moments, remember
+from normlens.nn.switchable_norm import pooled_moments
 
 __all__ = ["EvoNorm"]
 
@@ -115,5 +115,5 @@ class EvoNorm(RunningNormalization):
         if self.running_var is not None and not self.training:
             return per_channel(promote(self.running_var), x)
         batch = pooled_moments(instance, dim=0)
-        remember(self, batch, count=x.numel() // self.num_features)
+        self.track(batch, count=x.numel() // self.num_features)
         return batch.var

@@ -8,7 +8,6 @@ from torch import Tensor
 from normlens.nn import native
 from normlens.nn.base import RunningNormalization
 from normlens.nn.functional import Moments, instance_moments
-from normlens.nn.running import update_running
 
 __all__ = ["InstanceNorm"]
 
@@ -72,19 +71,11 @@ class InstanceNorm(RunningNormalization):
             return self._with_running_statistics(x)
         advice = "use LayerNorm, GroupNorm or BatchNorm where space has shrunk to one position"
         self.check_count(x.shape[2:].numel(), x, unit="sample and channel", advice=advice)
-        self._track(x)
+        if self.running_mean is not None:
+            batch = Moments(*(m.flatten(1).mean(0) for m in instance_moments(x.detach())))
+            self.track(batch, count=x.shape[2:].numel())
         return native.group_norm(x, self.num_features, self.weight, self.bias, eps=self.eps)
 
     def _with_running_statistics(self, x: Tensor) -> Tensor:
         mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
         return native.batch_norm(x, mean, var, weight, bias, training=False, factor=0.0, eps=self.eps)
-
-    @torch.no_grad()
-    def _track(self, x: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None:
-            return
-        batch = Moments(*(m.flatten(1).mean(0) for m in instance_moments(x.detach())))
-        running = Moments(self.running_mean, self.running_var)
-        moved = update_running(running, batch, count=x.shape[2:].numel(), factor=self.count_batch())
-        self.running_mean.copy_(moved.mean)
-        self.running_var.copy_(moved.var)

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from normlens.nn.base import RunningNormalization
 from normlens.nn.functional import Moments, instance_moments, per_channel, promote
 from normlens.nn.functional import affine as scale_and_shift
-from normlens.nn.running import update_running
 
-__all__ = ["SwitchableNorm", "pooled_moments", "remember"]
+__all__ = ["SwitchableNorm", "pooled_moments"]
 
 
 class SwitchableNorm(RunningNormalization):
@@ -93,7 +92,7 @@ class SwitchableNorm(RunningNormalization):
         if mean is not None and var is not None and not self.training:
             return Moments(per_channel(promote(mean), x), per_channel(promote(var), x))
         batch = pooled_moments(instance, dim=0)
-        remember(self, batch, count=x.numel() // self.num_features)
+        self.track(batch, count=x.numel() // self.num_features)
         return batch
 
 
@@ -104,24 +103,6 @@ def pooled_moments(parts: Moments, *, dim: int) -> Moments:
     """
     mean = parts.mean.mean(dim, keepdim=True)
     return Moments(mean, (parts.var + (parts.mean - mean).square()).mean(dim, keepdim=True))
-
-
-@torch.no_grad()
-def remember(layer: RunningNormalization, batch: Moments, *, count: int) -> None:
-    """Count a batch and move the layer's running statistics toward it as constants; does nothing where none are kept.
-
-    Args:
-        layer: its ``running_mean`` and ``running_var`` move in place.
-        batch: mean and biased variance of the batch, ``C`` values each in any shape.
-        count: how many values each of them pools.
-    """
-    if layer.running_mean is None or layer.running_var is None:
-        return
-    constants = Moments(*(m.detach().flatten() for m in batch))
-    running = Moments(layer.running_mean, layer.running_var)
-    moved = update_running(running, constants, count=count, factor=layer.count_batch())
-    layer.running_mean.copy_(moved.mean)
-    layer.running_var.copy_(moved.var)
 
 
 def _mixture(logits: Tensor, instance: Tensor, layer: Tensor, batch: Tensor) -> Tensor:
