@@ -19,6 +19,7 @@ def test_there_are_tutorials():
     assert TUTORIALS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
 def test_it_runs_in_its_fast_mode_with_warnings_as_errors(tutorial, tmp_path):
     environment = {**os.environ, "NORMLENS_FAST": "1", "MPLBACKEND": "Agg", "TMPDIR": str(tmp_path)}

@@ -41,6 +41,7 @@ def test_a_recurrent_network_is_run_with_its_own_norm_and_with_others(tmp_path, 
         assert open_run(tmp_path / f"{norm}-seed0").steps("activation_drift") == [0, 3, 6]
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_numbers(tmp_path, capsys):
     for folder in ("a", "b"):
         assert main(["run", *SHORT, "--norm", "batch_norm", "--out", str(tmp_path / folder), "--quiet"]) == 0
@@ -77,6 +78,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_trained(arguments, cod
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_is_there_is_kept_unless_overwrite_is_given(tmp_path, capsys):
     arguments = ["run", *SHORT, "--out", str(tmp_path), "--quiet"]
     assert main(arguments) == 0

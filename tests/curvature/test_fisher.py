@@ -35,6 +35,7 @@ def test_the_empirical_fisher_is_the_mean_of_outer_products_of_the_samples_gradi
     assert relative_error(empirical_fisher(risk).dense(), stacked.T @ stacked / len(stacked)) <= 1e-12
 
 
+@pytest.mark.slow
 def test_with_the_models_own_labels_the_monte_carlo_fisher_converges_at_the_monte_carlo_rate():
     risk = risk_of(mlp())
     exact = fisher(risk).dense()

@@ -156,6 +156,7 @@ def test_the_seed_decides_every_parameter(make: Make) -> None:
     assert [name for name in other if torch.equal(first[f"{name}.weight"], other[name])] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_weight_layers_begin_alike_whatever_the_norm(make: Make, placement: str) -> None:
     plain = weights(make(SHAPE, 7, norm=None))
@@ -164,6 +165,7 @@ def test_weight_layers_begin_alike_whatever_the_norm(make: Make, placement: str)
         assert {name for name in plain if not torch.equal(plain[name], normed[name])} == set()
 
 
+@pytest.mark.slow
 def test_construction_leaves_the_global_random_states_alone(
     make: Make, global_random_states: Callable[[], str]
 ) -> None:

@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from normlens import catalog
+from normlens.nn import BatchKalmanNorm, KalmanSequential
+from normlens.nn.weighted import NormPropLinear
 from normlens.probes.module_kinds import flat_below_zero, is_nonlinearity, is_normalization, is_weight_layer
 
 NORMALIZATIONS = [
@@ -42,11 +45,15 @@ def test_flat_below_zero_is_what_the_gradient_says(module):
     assert flat_below_zero(module) == (not x.grad.any())
 
 
-def test_a_layer_of_normlens_nn_is_a_normalization_whatever_its_class():
-    layer = type("Own", (nn.Module,), {"__module__": "normlens.nn.own"})()
-    stranger = type("Own", (nn.Module,), {"__module__": "normlens.nnx"})()
-    assert is_normalization(layer)
-    assert not is_normalization(stranger)
+@pytest.mark.parametrize("name", catalog.names("normlens.nn"))
+def test_every_layer_of_normlens_nn_is_a_normalization(name):
+    assert is_normalization(catalog.load("normlens.nn", name)(4))
+
+
+def test_what_carries_weights_or_other_layers_is_none():
+    generator = torch.Generator().manual_seed(0)
+    assert not is_normalization(NormPropLinear(2, 3, generator=generator))
+    assert not is_normalization(KalmanSequential(BatchKalmanNorm(4)))
 
 
 def test_a_subclass_is_of_the_kind_of_its_class():
