@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ SCHEMA_VERSION = 1
 _NAMES_ANOTHER_FILE = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"  # how a rollback journal over several files ends
 FAULTS = (sqlite3.Error, UnicodeDecodeError)  # what sqlite3 raises: it may cite a damaged text, and fail to decode it
 
+_ATTEMPTS = 10  # to open a file whose writer is closing or resuming, 20 ms apart
 TABLES = {
     "session": "CREATE TABLE session (id INTEGER PRIMARY KEY, first_step INTEGER, header TEXT, checksum INTEGER)",
     "measurement": "CREATE TABLE measurement (id INTEGER PRIMARY KEY, session INTEGER, step INTEGER, probe TEXT, "
@@ -106,10 +108,29 @@ def check_format(connection: sqlite3.Connection, path: Path, *, lenient: bool = 
 def open_to_read(path: Path, *, lenient: bool) -> Iterator[sqlite3.Connection]:
     """Give a connection that reads the file, closed afterwards; what SQLite raises becomes a RunError."""
     try:
-        with closing(connect(path, mode=_reading_mode(path), lenient=lenient)) as connection:
+        with closing(_settled(path, lenient)) as connection:
             yield connection
     except FAULTS as error:
         raise _explained(error, path) from error
+
+
+def _settled(path: Path, lenient: bool) -> sqlite3.Connection:
+    """Open, and read something: from then on the writer can no longer put its log away under us.
+
+    While it does just that, or takes the log up again, a reader that may not write is refused for a moment.
+    """
+    for left in reversed(range(_ATTEMPTS)):
+        connection = connect(path, mode=_reading_mode(path), lenient=lenient)
+        try:
+            connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+        except sqlite3.Error as error:
+            connection.close()
+            if left == 0 or getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_READONLY:
+                raise
+            time.sleep(0.02)
+        else:
+            break
+    return connection
 
 
 def most_rows(path: Path) -> int:

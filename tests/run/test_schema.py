@@ -6,6 +6,7 @@ from contextlib import closing
 
 import pytest
 
+from normlens.run import schema
 from normlens.run.errors import RunCorruptError, RunError, RunFormatError, RunNotFoundError
 from normlens.run.record import checksum
 from normlens.run.schema import APPLICATION_ID, TABLES, check_format, connect, create, most_rows, open_to_read
@@ -163,8 +164,46 @@ def test_a_journal_that_names_another_file_is_not_played_back(tmp_path):
     ending = (0).to_bytes(4, "big") + name + len(name).to_bytes(4, "big") + sum(name).to_bytes(4, "big")
     killed_without_a_log(tmp_path / "x.sqlite", ending + b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7")
     with (
-        pytest.raises(RunError, match="cannot open"),
+        pytest.raises(RunError, match="cannot (open|read)"),
         open_to_read(tmp_path / "x.sqlite", lenient=False) as connection,
     ):
         connection.execute("SELECT sessions FROM tail")
     assert victim.read_bytes() == b"precious"
+
+
+class Refusing(sqlite3.Connection):
+    """Is refused the first times it reads, as beside a writer that is putting its log away."""
+
+    left = 0
+    code = sqlite3.SQLITE_READONLY_RECOVERY
+
+    def execute(self, *arguments):
+        if type(self).left:
+            type(self).left -= 1
+            error = sqlite3.OperationalError("attempt to write a readonly database")
+            error.sqlite_errorcode = self.code
+            raise error
+        return super().execute(*arguments)
+
+
+@pytest.fixture
+def refusing(tmp_path, monkeypatch):
+    with closing(connect(tmp_path / "x", mode="rwc")) as connection:
+        create(connection)
+    monkeypatch.setattr(schema, "connect", lambda path, **_: sqlite3.connect(path, factory=Refusing))
+    return tmp_path / "x"
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_reader_refused_for_a_moment_by_a_closing_writer_tries_again(refusing, monkeypatch, times):
+    monkeypatch.setattr(Refusing, "left", times)
+    with open_to_read(refusing, lenient=False) as connection:
+        assert connection.execute("SELECT count(*) FROM tail").fetchone() == (1,)
+
+
+@pytest.mark.parametrize(("times", "code"), [(10, sqlite3.SQLITE_READONLY), (1, sqlite3.SQLITE_IOERR)])
+def test_a_reader_refused_for_good_or_for_another_reason_gets_a_typed_error(refusing, monkeypatch, times, code):
+    monkeypatch.setattr(Refusing, "left", times)
+    monkeypatch.setattr(Refusing, "code", code)
+    with pytest.raises(RunError, match="cannot (open|read)"), open_to_read(refusing, lenient=False):
+        pass
