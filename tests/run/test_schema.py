@@ -164,7 +164,7 @@ def test_a_journal_that_names_another_file_is_not_played_back(tmp_path):
     ending = (0).to_bytes(4, "big") + name + len(name).to_bytes(4, "big") + sum(name).to_bytes(4, "big")
     killed_without_a_log(tmp_path / "x.sqlite", ending + b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7")
     with (
-        pytest.raises(RunError, match="cannot (open|read)"),
+        pytest.raises(RunError, match="cannot open"),
         open_to_read(tmp_path / "x.sqlite", lenient=False) as connection,
     ):
         connection.execute("SELECT sessions FROM tail")
@@ -205,5 +205,5 @@ def test_a_reader_refused_for_a_moment_by_a_closing_writer_tries_again(refusing,
 def test_a_reader_refused_for_good_or_for_another_reason_gets_a_typed_error(refusing, monkeypatch, times, code):
     monkeypatch.setattr(Refusing, "left", times)
     monkeypatch.setattr(Refusing, "code", code)
-    with pytest.raises(RunError, match="cannot (open|read)"), open_to_read(refusing, lenient=False):
+    with pytest.raises(RunError, match=r"cannot (open|read)"), open_to_read(refusing, lenient=False):
         pass
