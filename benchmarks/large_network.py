@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 import normlens as nl
 from normlens.curvature.product import RecomputedGraph
 
-STEPS, PROBES = 20, 2
+STEPS, PROBES = int(sys.argv[-1]) if sys.argv[-1].isdigit() else 20, 2
 
 
 def work(path: Path) -> None:
@@ -48,15 +48,16 @@ def main() -> None:
     """Start, kill, start again."""
     path = Path(tempfile.mkdtemp()) / "products"
     begun = time.perf_counter()
-    child = subprocess.Popen([sys.executable, __file__, "work", path])
+    again = [sys.executable, __file__, "work", path, str(STEPS)]
+    child = subprocess.Popen(again)
     size = 0
-    while child.poll() is None and size < 25 * 4_000_000:
+    while child.poll() is None and size < STEPS * 4_000_000:
         time.sleep(0.5)
         size = path.stat().st_size if path.exists() else 0
     child.send_signal(signal.SIGKILL)
     child.wait()
     print(f"killed after {time.perf_counter() - begun:.0f} s; {path.stat().st_size / 1e6:.0f} MB of products kept")
-    subprocess.run([sys.executable, __file__, "work", path], check=True)
+    subprocess.run(again, check=True)
     print(f"{time.perf_counter() - begun:.0f} s in all")
     os.remove(path)
 
