@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
 
 from normlens.batch import batch_size
 from normlens.curvature.condition import DENSE_ROWS, SHARES, TOLERANCES, condition_number
@@ -17,7 +16,7 @@ from normlens.curvature.gram import gauss_newton_spectrum
 from normlens.curvature.hessian import hessian
 from normlens.curvature.null_space import NullSpace, null_directions
 from normlens.curvature.operator import LinearOperator
-from normlens.probes.warm_start import warm_start
+from normlens.probes.warm_start import vectors_reading, warm_start
 from normlens.risk import EmpiricalRisk
 from normlens.run.probe import Step
 from normlens.run.reading import Reading
@@ -143,8 +142,4 @@ def _bounded(result: Condition, n: int) -> Iterable[Reading]:
         yield Reading("kappa_quantile", np.array(values), dims=("share_grid",), n=n)
         yield Reading("kappa_quantile_error", np.array(errors), dims=("share_grid",), n=n)
     if result.vectors is not None:
-        yield Reading("vectors", _kept(result.vectors), dims=("parameter", "index"), stored=False)
-
-
-def _kept(vectors: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return vectors.float().cpu().numpy()
+        yield vectors_reading(result.vectors)

@@ -73,7 +73,7 @@ class EdgeOfStability:
         yield Reading("sharpness", sharpness, error=error)
         yield Reading("ratio", sharpness / threshold, error=error / threshold)
         yield Reading("matvecs", float(pairs.matvecs))
-        yield vectors_reading(pairs)
+        yield vectors_reading(pairs.vectors)
 
 
 def stability_threshold(optimizer: torch.optim.Optimizer) -> float:

@@ -88,8 +88,8 @@ class HessianSpectrum:
         yield Reading("lambda_max", float(top.values[0]), error=float(top.residuals[0]), n=n)
         yield Reading("lambda_min", float(bottom.values[0]), error=float(bottom.residuals[0]), n=n)
         yield Reading("matvecs", float(top.matvecs + bottom.matvecs))
-        yield vectors_reading(top)
-        yield vectors_reading(bottom, _BOTTOM)
+        yield vectors_reading(top.vectors)
+        yield vectors_reading(bottom.vectors, _BOTTOM)
         if self.density_probes and (self.density_when is None or self.density_when(step.index)):
             found = spectral_density(
                 operator, steps=self.density_steps, probes=self.density_probes, generator=step.generator

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from normlens.nn.base import Normalization
+from normlens.nn.vocabulary import is_normalization
 
 __all__ = ["flat_below_zero", "is_nonlinearity", "is_normalization", "is_weight_layer"]
 
-_NORMALIZATIONS = (
-    Normalization,
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-)
 _WEIGHTS = (nn.Linear, nn.modules.conv._ConvNd)
 _FLAT = (nn.ReLU, nn.ReLU6, nn.Threshold)
 _SMOOTH = (nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Softplus)
-
-
-def is_normalization(module: nn.Module) -> bool:
-    """Say whether a module normalizes activations: torch's own layers and those of :mod:`normlens.nn`."""
-    return isinstance(module, _NORMALIZATIONS)
 
 
 def is_weight_layer(module: nn.Module) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from normlens.curvature.eigenpairs import Eigenpairs
 from normlens.run.probe import Previous
 from normlens.run.reading import Reading
 
@@ -28,6 +27,6 @@ def warm_start(previous: Previous, rows: int, name: str = _NAME) -> Tensor | Non
     return torch.from_numpy(reading.array).double()
 
 
-def vectors_reading(pairs: Eigenpairs, name: str = _NAME) -> Reading:
-    """Return the eigenvectors (n, k) as a reading that is handed to the next measurement and not stored."""
-    return Reading(name, pairs.vectors.float().cpu().numpy(), dims=("parameter", "index"), stored=False)
+def vectors_reading(vectors: Tensor, name: str = _NAME) -> Reading:
+    """Return eigenvectors (n, k) as a reading that is handed to the next measurement and not stored."""
+    return Reading(name, vectors.float().cpu().numpy(), dims=("parameter", "index"), stored=False)

@@ -24,13 +24,13 @@ def diagonal(values: list[float], n: int = 200) -> DenseOperator:
 
 
 def previous(operator: DenseOperator) -> Previous:
-    reading = vectors_reading(eigsh(operator, 1, tol=1e-8))
+    reading = vectors_reading(eigsh(operator, 1, tol=1e-8).vectors)
     return Previous(last={("", reading.name): reading})
 
 
 def test_the_vectors_come_back_to_the_precision_of_float32_and_are_not_stored() -> None:
     pairs = eigsh(diagonal([3.0, 2.0]), 2, tol=1e-10)
-    reading = vectors_reading(pairs)
+    reading = vectors_reading(pairs.vectors)
     start = warm_start(Previous(last={("", reading.name): reading}), 200)
     assert start is not None
     assert not reading.stored
