@@ -84,6 +84,11 @@ class EmpiricalRisk:
         """The selected parameters by name, detached; tied weights appear once."""
         return {name: tensor.detach() for name, tensor in self.model.named_parameters() if name in self._selected}
 
+    @property
+    def samples(self) -> int:
+        """The number of samples that the loss is a mean over, those of all ranks together."""
+        return self.count(sum(batch_size(batch) for batch in self.batches()))
+
     def head(self, samples: int) -> EmpiricalRisk:
         """Return the risk of the same model on the first samples of the data, as many batches as that takes."""
         taken: list[Batch] = []

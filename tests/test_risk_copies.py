@@ -59,3 +59,8 @@ def test_the_risk_of_other_parameters_has_their_part_of_the_gradient():
     assert all(torch.equal(part[name], risk.gradient()[name]) for name in part)
     with pytest.raises(ValueError, match="selects none of"):
         risk.select("3.*")
+
+
+def test_samples_are_counted_over_all_batches():
+    data = [(torch.zeros(n, 3), torch.zeros(n)) for n in (5, 2, 4)]
+    assert EmpiricalRisk(nn.Linear(3, 1), nn.functional.mse_loss, data).samples == 11

@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 
-from normlens.batch import batch_size
 from normlens.curvature.condition import DENSE_ROWS, SHARES, TOLERANCES, condition_number
 from normlens.curvature.condition import ConditionNumber as Condition
 from normlens.curvature.fisher import fisher
@@ -22,6 +21,8 @@ from normlens.run.probe import Step
 from normlens.run.reading import Reading
 
 __all__ = ["ConditionNumber"]
+
+MATRICES = ("gauss_newton", "hessian", "fisher")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class ConditionNumber:
         params: a glob of parameter names: the diagonal block of these alone; None for the whole network.
         steps: Lanczos steps, beyond 3000 rows.
         probes: of the density, beyond 3000 rows; each takes up to 80 products more; 0 for none.
+
+    Raises:
+        ValueError: ``matrix`` is none of these.
     """
 
     samples: int = 64
@@ -58,6 +62,10 @@ class ConditionNumber:
     params: str | None = None
     steps: int = 60
     probes: int = 4
+
+    def __post_init__(self) -> None:
+        if self.matrix not in MATRICES:
+            raise ValueError(f"matrix must be one of {', '.join(MATRICES)}; got {self.matrix!r}")
 
     def cost(self, step: Step) -> float:
         """A backward pass for every row of the Gram matrix, on a part of the data; else three gradients a product."""
@@ -71,11 +79,10 @@ class ConditionNumber:
         """Measure at ``step``.
 
         Raises:
-            ValueError: ``matrix`` is none of these, ``params`` selects nothing, or the tolerance does not fit.
+            ValueError: ``params`` selects nothing, or the tolerance does not fit.
         """
         risk = self._risk(step)
-        n = sum(batch_size(batch) for batch in risk.batches())
-        yield from _readings(self._measured(step, risk), n, signed=self.matrix == "hessian")
+        yield from _readings(self._measured(step, risk), risk.samples, signed=self.matrix == "hessian")
 
     @property
     def _by_gram(self) -> bool:
@@ -88,7 +95,8 @@ class ConditionNumber:
     def _measured(self, step: Step, risk: EmpiricalRisk) -> Condition:
         if self._by_gram:
             return condition_number(gauss_newton_spectrum(risk), tolerance=self.tolerance)
-        operator = self._operator(risk, check=not step.previous.first)
+        first = not step.previous.first
+        operator: LinearOperator = hessian(risk, check=first) if self.matrix == "hessian" else fisher(risk)
         large = operator.shape[0] > DENSE_ROWS
         return condition_number(
             operator,
@@ -99,13 +107,6 @@ class ConditionNumber:
             start=warm_start(step.previous, operator.shape[0]),
             generator=step.generator,
         )
-
-    def _operator(self, risk: EmpiricalRisk, *, check: bool) -> LinearOperator:
-        if self.matrix == "hessian":
-            return hessian(risk, check=check)
-        if self.matrix == "fisher":
-            return fisher(risk)
-        raise ValueError(f"matrix must be 'gauss_newton', 'hessian' or 'fisher'; got {self.matrix!r}")
 
 
 def _null(risk: EmpiricalRisk) -> NullSpace | None:

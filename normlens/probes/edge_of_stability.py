@@ -70,8 +70,9 @@ class EdgeOfStability:
                 f"the sharpness must converge; it has not in {pairs.matvecs} products: raise max_matvecs"
             )
         sharpness, error = float(pairs.values[0]), float(pairs.residuals[0])
-        yield Reading("sharpness", sharpness, error=error)
-        yield Reading("ratio", sharpness / threshold, error=error / threshold)
+        n = step.risk.samples
+        yield Reading("sharpness", sharpness, error=error, n=n)
+        yield Reading("ratio", sharpness / threshold, error=error / threshold, n=n)
         yield Reading("matvecs", float(pairs.matvecs))
         yield vectors_reading(pairs.vectors)
 

@@ -6,14 +6,12 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from normlens.batch import batch_size
 from normlens.curvature.density import SpectralDensity, spectral_density
 from normlens.curvature.eigenpairs import Eigenpairs
 from normlens.curvature.hessian import hessian
 from normlens.curvature.lanczos import eigsh
 from normlens.curvature.operator import LinearOperator
 from normlens.probes.warm_start import vectors_reading, warm_start
-from normlens.risk import EmpiricalRisk
 from normlens.run.probe import Step
 from normlens.run.reading import Reading
 from normlens.typing import Schedule
@@ -30,7 +28,8 @@ class HessianSpectrum:
 
     ``top`` (k,) descending, ``lambda_max`` and ``lambda_min``, each with the residual :math:`\|Hv - \lambda v\|` as
     its error (an eigenvalue lies within that distance), and ``matvecs``, the products it took. Right through every
-    normalization layer, train-mode batch norm included; the mode is that of the measurement.
+    normalization layer, train-mode batch norm included; the mode is that of the measurement. Each measurement starts
+    from the vectors of the last one and a fresh random direction at each end; they are not stored.
 
     With ``density_probes`` also the density of all eigenvalues by stochastic Lanczos quadrature, see
     :func:`normlens.curvature.density.spectral_density`: ``density`` and ``density_stderr`` (grid,) over ``grid``,
@@ -83,7 +82,7 @@ class HessianSpectrum:
                 f"lambda_max must converge; after {top.matvecs} products its residual is still "
                 f"{float(top.residuals[0]):.2g}: raise max_matvecs or tol"
             )
-        n = _samples(step.risk)
+        n = step.risk.samples
         yield Reading("top", top.values.cpu().numpy(), dims=("index",), error=float(top.residuals.max()), n=n)
         yield Reading("lambda_max", float(top.values[0]), error=float(top.residuals[0]), n=n)
         yield Reading("lambda_min", float(bottom.values[0]), error=float(bottom.residuals[0]), n=n)
@@ -122,8 +121,3 @@ def _density_readings(found: SpectralDensity, n: int) -> Iterator[Reading]:
         share = found.fraction(low, high)
         if share.converged:
             yield Reading(f"share_{name}", share.value, error=share.error, n=n)
-
-
-def _samples(risk: EmpiricalRisk) -> int:
-    """Return the number of samples that the risk is a mean over."""
-    return sum(batch_size(batch) for batch in risk.batches())

@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from normlens.batch import batch_size
 from normlens.curvature.directions import filter_normalized, from_vector
 from normlens.curvature.hessian import hessian
 from normlens.curvature.lanczos import eigsh
@@ -85,7 +84,7 @@ class LossSurface:
         risk = step.risk.head(self.samples)
         if not risk.parameters:
             raise ValueError("a surface needs at least one trainable parameter; all of them are frozen")
-        n = sum(batch_size(batch) for batch in risk.batches())
+        n = risk.samples
         plane, curvature = self._plane(risk, step)
         surface = loss_plane(risk, plane, steps=self.steps, reach=self.reach)
         yield Reading("loss", surface.loss, dims=("x", "y"), n=n)

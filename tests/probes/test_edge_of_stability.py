@@ -108,6 +108,7 @@ def test_the_sharpness_is_the_dense_one_and_the_ratio_its_quotient_with_the_thre
     assert found["threshold"].value == pytest.approx(38, rel=1e-14)
     assert ratio.value == pytest.approx(exact / 38, abs=ratio.error + ROUNDING * exact / 38, rel=0)
     assert 0 < ratio.error <= 1.001 * tol * exact / 38
+    assert found["sharpness"].n == found["ratio"].n == len(X)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
