@@ -1,9 +1,9 @@
 """Forward and backward of every layer of normlens.nn against PyTorch's batch norm: time and peak memory, on one thread.
 
 The layers are those that ``normlens list`` knows, as they are built from ``num_features`` alone but for ``SETTINGS``.
-Times are processor times; each layer takes turns with batch norm, and the ratio is that of the two medians. Peak memory
-is that of a process of its own after three calls beyond that of one with the identity in the layer's place, for the
-large input; at the small one it drowns in what the allocator holds.
+Times are processor times; each layer takes turns with batch norm, and the ratio is the median over the turns. Peak
+memory is that of a process of its own after three calls beyond that of one with the identity in the layer's place, for
+the large input; at the small one it drowns in what the allocator holds.
 ``python layers.py`` prints the table and what is beyond its limit; ``python layers.py mixture_norm`` does so for some;
 ``python layers.py peak NAME SHAPE`` is what it calls for the memory.
 """
@@ -30,7 +30,7 @@ from normlens import catalog
 
 LARGE = "64x64x32x32"
 SHAPES = {LARGE: (64, 64, 32, 32), "256x512": (256, 512)}
-REPETITIONS = 15
+REPETITIONS = 25
 CALLS = {LARGE: 1, "256x512": 20}  # in one reading of the clock
 REFERENCE, IDENTITY = "torch", "identity"
 
@@ -98,11 +98,10 @@ def compare(name: str, size: str) -> str:
     except ValueError as refused:
         return f"| {name} | {size} | refused: {str(refused).split(';')[0]} | | | | |"
     times = times_of({REFERENCE: call_of(build(REFERENCE, shape), shape), name: call}, size)
-    medians = {key: statistics.median(values) for key, values in times.items()}
-    ratio = medians[name] / medians[REFERENCE]
+    ratio = statistics.median(a / b for a, b in zip(times[name], times[REFERENCE], strict=True))
     least = min(times[name]) / min(times[REFERENCE])
     verdict = "yes" if ratio <= limit else "NO"
-    times_said = f"{1e3 * medians[name]:.2f} | {ratio:.2f} | {least:.2f}"
+    times_said = f"{1e3 * statistics.median(times[name]):.2f} | {ratio:.2f} | {least:.2f}"
     return f"| {name} | {size} | {times_said} | {memory(name, size)} | {limit:g} {verdict} |"
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from normlens.nn.base import RunningNormalization
-from normlens.nn.functional import Moments, affine, batch_moments, per_channel, promote
+from normlens.nn.functional import Moments, affine_standardize, batch_dims, centered_moments, per_channel, promote
 
 __all__ = ["BatchKalmanNorm", "HandedOn", "filtered_moments"]
 
@@ -112,17 +112,19 @@ class BatchKalmanNorm(RunningNormalization):
         """
         self.check_input(x)
         running = None if self.on_batch else self._running()
-        moments = self._filtered(x, prior) if running is None else running
-        gain = (moments.var + self.eps).rsqrt()
-        gain = gain if self.weight is None else gain * self.weight.to(gain.dtype)  # one pass over x less
-        y = affine(promote(x) - per_channel(moments.mean, x), gain, self.bias).to(x.dtype)
-        return y, moments if self.prior == "repo" else self._aim(gain)
+        if running is None:
+            centered, moments = centered_moments(x, batch_dims(x))
+            batch = Moments(*(m.flatten() for m in moments))
+            center, by = batch.mean, self._filtered(batch, prior, x)
+        else:
+            centered, center, by = promote(x) - per_channel(running.mean, x), running.mean, running
+        y = affine_standardize(centered, center, by, self.weight, self.bias, self.eps).to(x.dtype)
+        return y, by if self.prior == "repo" else self._aim(by.var)
 
-    def _filtered(self, x: Tensor, prior: Moments | None) -> Moments:
+    def _filtered(self, batch: Moments, prior: Moments | None, x: Tensor) -> Moments:
         count = x.numel() // self.num_features
         advice = "use a larger batch, or running statistics (track_running_stats=True and .eval())"
         self.check_count(count, x, unit="channel", advice=advice)
-        batch = Moments(*(m.flatten() for m in batch_moments(x)))
         known = self._running() if prior is None else self._checked(prior)
         if known is None:
             return batch

@@ -40,7 +40,7 @@ class BatchNorm(RunningNormalization):
 
     Args:
         num_features: ``C``, the channels at dimension 1.
-        eps: added to the variance; with 0 a constant channel becomes nan.
+        eps: added to the variance; with 0 a constant channel becomes 0 or nan, as PyTorch's kernel has it.
         momentum: weight of the newest batch in the running statistics; None averages all batches alike.
         affine: whether to scale and shift.
         track_running_stats: without running statistics eval mode uses the batch's too.

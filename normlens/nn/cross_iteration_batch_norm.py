@@ -9,8 +9,7 @@ from torch import Tensor
 
 from normlens.nn import native
 from normlens.nn.base import RunningNormalization
-from normlens.nn.functional import Moments, affine, batch_moments, per_channel, standardize
-from normlens.nn.running import update_running
+from normlens.nn.functional import Moments, affine_standardize, batch_dims, centered_moments
 
 __all__ = ["CrossIterationBatchNorm"]
 
@@ -128,31 +127,25 @@ class CrossIterationBatchNorm(RunningNormalization):
                 f"{tuple(before.shape)}; pass the weight of the layer whose output this is, or none"
             )
         self.check_count(x.numel() // self.num_features, x, unit="channel", advice="use a larger batch, or .eval()")
-        mean, var = self._pooled(x, before)
-        return affine(standardize(x, mean, var, self.eps), self.weight, self.bias).to(x.dtype)
+        centered, moments = centered_moments(x, batch_dims(x))
+        batch = Moments(*(moment.flatten() for moment in moments))
+        self.track(batch, count=x.numel() // self.num_features)
+        pooled = self._pooled(batch, before)
+        return affine_standardize(centered, batch.mean, pooled, self.weight, self.bias, self.eps).to(x.dtype)
 
-    def _pooled(self, x: Tensor, before: Tensor | None) -> Moments:
-        """Return mean and variance of the window, (1, C, 1, ...), after this batch was taken into it."""
-        batch = Moments(*(statistic.flatten() for statistic in batch_moments(x)))
-        self._follow(batch, x.numel() // self.num_features)
+    def _pooled(self, batch: Moments, before: Tensor | None) -> Moments:
+        """Return mean and variance of the window, (C,) each, after this batch was taken into it."""
         now, used = self._places(batch.mean)
-        means, variances = (old.to(batch.mean.dtype, copy=True) for old in (self.past_mean, self.past_var))
+        means, variances = self.past_mean.to(batch.mean.dtype), self.past_var.to(batch.mean.dtype)
         if before is not None:
             means, variances = self._carried(means, variances, before)
             self._remember_weights(batch, before, now)
+        means, variances = torch.where(now, batch.mean, means), torch.where(now, batch.var, variances)
         for old, new in ((self.past_mean, batch.mean), (self.past_var, batch.var)):
             old.copy_(torch.where(now, new.detach(), old))
-        means, variances = torch.where(now, batch.mean, means), torch.where(now, batch.var, variances)
         mean = (used * means).sum(0)
         var = (used * (variances + (means - mean).square())).sum(0)
-        return Moments(per_channel(mean, x), per_channel(var, x))
-
-    def _follow(self, batch: Moments, count: int) -> None:
-        factor = self.count_batch()
-        running = Moments(self.running_mean, self.running_var)
-        moved = update_running(running, Moments(batch.mean.detach(), batch.var.detach()), count=count, factor=factor)
-        for old, new in zip(running, moved, strict=True):
-            old.copy_(new)
+        return Moments(mean, var)
 
     def _places(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return where in the window this batch stands, and the share of each in the average, both (window, 1)."""

@@ -12,13 +12,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from normlens.nn import squares
+
 __all__ = [
     "Moments",
     "affine",
+    "affine_standardize",
     "batch_dims",
     "batch_moments",
     "batch_norm",
     "cast",
+    "centered_moments",
     "channel_matrix",
     "from_channel_matrix",
     "group_moments",
@@ -106,7 +110,7 @@ def split_groups(x: Tensor, groups: int) -> Tensor:
 
 def mean_square(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Mean of ``x^2`` over ``dims``, which stay as ones; about a center ``c`` it is ``mean_square(x - c, dims)``."""
-    return promote(x).square().mean(dims, keepdim=True)
+    return squares.mean_square(promote(x), dims)
 
 
 def moments(x: Tensor, dims: tuple[int, ...]) -> Moments:
@@ -116,9 +120,15 @@ def moments(x: Tensor, dims: tuple[int, ...]) -> Moments:
     variance once ``(mean / std)^2`` nears ``1 / eps`` of the dtype, which in float32 is a mean of 3000 standard
     deviations.
     """
+    return centered_moments(x, dims)[1]
+
+
+def centered_moments(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Moments]:
+    """Return ``x`` less its mean over ``dims``, and :func:`moments`: the difference is needed for them anyway."""
     wide = promote(x)
     mean = wide.mean(dims, keepdim=True)
-    return Moments(mean, mean_square(wide - mean, dims))
+    centered = wide - mean
+    return centered, Moments(mean, mean_square(centered, dims))
 
 
 def batch_moments(x: Tensor) -> Moments:
@@ -172,6 +182,25 @@ def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     if weight is not None:
         x = x * per_channel(weight.to(x.dtype), x)
     return x if bias is None else x + per_channel(bias.to(x.dtype), x)
+
+
+def affine_standardize(
+    centered: Tensor, center: Tensor, by: Moments, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Return ``weight (x - mean) / sqrt(var + eps) + bias`` of ``x = centered + center``, in two passes over the data.
+
+    Args:
+        centered: ``x`` about a center near its mean, which keeps all digits.
+        center: that center, ``(C,)``.
+        by: the mean and variance, ``(C,)`` each.
+        weight: ``(C,)``, or None for 1.
+        bias: ``(C,)``, or None for 0.
+        eps: added to the variance.
+    """
+    gain = (by.var + eps).rsqrt()
+    gain = gain if weight is None else gain * weight.to(gain.dtype)
+    shift = (center - by.mean) * gain
+    return affine(centered, gain, shift if bias is None else shift + bias.to(gain.dtype))
 
 
 def batch_norm(

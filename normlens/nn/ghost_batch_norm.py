@@ -32,7 +32,7 @@ class GhostBatchNorm(RunningNormalization):
     Args:
         num_features: ``C``, the channels at dimension 1.
         ghost_size: the least number of samples in a ghost, where the batch has as many.
-        eps: added to the variance; with 0 a constant channel becomes nan.
+        eps: added to the variance; with 0 a constant channel becomes 0 or nan, as PyTorch's kernel has it.
         momentum: weight of the newest ghost in the running statistics; None averages all ghosts alike.
         affine: whether to scale and shift.
         track_running_stats: without running statistics eval mode uses the ghosts' too.

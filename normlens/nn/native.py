@@ -3,7 +3,7 @@
 All of them are right under double backward, ``jvp(grad)`` and ``linearize(grad)`` (seen on a CPU). Two traps remain and
 cannot be removed here. Batch norm on batch statistics is silently wrong under ``jvp(jacrev)``, hence
 ``torch.func.hessian``, ``grad(jvp)`` and ``jvp(jvp)`` (pytorch/pytorch#196699, measured up to 56 % on torch 2.13);
-group norm raises under ``is_grads_batched``. :mod:`normlens.nn.functional` is right in each of these modes.
+group norm with space raises under ``is_grads_batched``. :mod:`normlens.nn.functional` is right in each of these modes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normlens.nn.functional import affine, cast, promote
+from normlens.nn.forward_mode import has_tangent
+from normlens.nn.functional import affine, cast, mean_square, per_channel, promote, sample_dims
 
 __all__ = ["batch_norm", "group_norm", "rms_norm"]
 
@@ -57,10 +58,23 @@ def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
     mean of 1000 standard deviations.
     """
     wide = promote(x).contiguous()
+    if wide.dim() == 2 and not has_tangent(wide):
+        return _group_norm_of_rows(wide, groups, weight, bias, eps).to(x.dtype)
     return F.group_norm(wide, groups, cast(weight, wide), cast(bias, wide), eps).to(x.dtype)
+
+
+def _group_norm_of_rows(wide: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Group norm without space, where a group is a row of memory, by the kernel for rows, several times as fast.
+
+    That kernel is wrong by up to 80 % where forward mode is within another derivative, ``grad(jvp)`` or ``jvp(jvp)``,
+    hence not for tensors with a tangent; and given a weight by as much under ``jvp(jacrev)``, hence without.
+    """
+    rows = wide.view(len(wide), groups, -1)
+    return affine(F.layer_norm(rows, rows.shape[2:], None, None, eps).view_as(wide), weight, bias)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, *, eps: float) -> Tensor:
     """Root mean square norm of ``(N, C, *spatial)`` over channels and space, in at least float32; scale per channel."""
     wide = promote(x)
-    return affine(F.rms_norm(wide, wide.shape[1:], None, eps), weight, None).to(x.dtype)
+    inverse = (mean_square(wide, sample_dims(wide)) + eps).rsqrt()
+    return (wide * (inverse if weight is None else inverse * per_channel(weight.to(wide.dtype), wide))).to(x.dtype)

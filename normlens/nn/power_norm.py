@@ -93,30 +93,30 @@ class PowerNorm(Normalization):
         """Normalize ``(N, C, *spatial)``; in train mode the running statistics move."""
         self.check_input(x)
         wide = promote(x)
-        square = self._next_square(wide) if self.training else self.running_mean_square.to(wide.dtype)
-        inverse = per_channel((square + self.eps).rsqrt(), wide)
         if self.training:
-            wide = self._with_running_gradient(wide, inverse)
-        return affine(wide * inverse, self.weight, self.bias).to(x.dtype)
+            batch = mean_square(wide.detach(), batch_dims(wide)).flatten()
+            inverse = (self._next_square(batch) + self.eps).rsqrt()
+            wide = self._with_running_gradient(wide, inverse, batch)
+        else:
+            inverse = (self.running_mean_square.to(wide.dtype) + self.eps).rsqrt()
+        gain = inverse if self.weight is None else inverse * self.weight.to(inverse.dtype)  # one pass over x less
+        return affine(wide, gain, self.bias).to(x.dtype)
 
-    def _next_square(self, wide: Tensor) -> Tensor:
-        """Return what this batch is divided by, squared, and let the running value follow the batch."""
-        batch = mean_square(wide.detach(), batch_dims(wide)).flatten()
+    def _next_square(self, batch: Tensor) -> Tensor:
+        """Return what this batch is divided by, squared, and let the running value follow the batch; all (C,)."""
         before = self.running_mean_square.to(batch.dtype, copy=True)
         count = self.num_batches_tracked.add_(1)
         factor = count.to(batch.dtype).reciprocal().clamp(min=self.momentum)
         self.running_mean_square.copy_(before + factor * (batch - before))
         return torch.where(count <= self.warmup, batch, before)
 
-    def _with_running_gradient(self, wide: Tensor, inverse: Tensor) -> Tensor:
+    def _with_running_gradient(self, wide: Tensor, inverse: Tensor, batch: Tensor) -> Tensor:
         """Return ``wide``, whose gradient gets the term in ``nu``."""
         moment = self.gradient_moment  # the buffer of this call: a copy, under functional_call
-        pull = self.backward_momentum * per_channel(moment.to(wide.dtype, copy=True), wide)
-        term = -pull * wide * inverse.square()
-        kept, fixed = wide.detach(), term.detach()
+        pull = self.backward_momentum * moment.to(wide.dtype, copy=True) * inverse.square()
+        kept, own = wide.detach(), (pull * batch).detach()
 
         def follow(gradient: Tensor) -> None:  # g x^ = (g / sqrt(psi + eps)) x
-            change = ((gradient + fixed) * kept).mean(batch_dims(kept))
-            moment.copy_(moment + change)
+            moment.copy_(moment + (gradient * kept).mean(batch_dims(kept)) - own)
 
-        return add_to_gradient(wide, wide, term, follow)
+        return add_to_gradient(wide, wide, -per_channel(pull, wide) * wide, follow)

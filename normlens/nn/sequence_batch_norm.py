@@ -38,7 +38,7 @@ class SequenceBatchNorm(RunningNormalization):
         num_features: ``C``, the channels at dimension 1.
         mode: ``"sequence"`` pools all frames, ``"frame"`` keeps them apart.
         max_length: how many frames have running statistics of their own; for mode ``"frame"`` alone.
-        eps: added to the variance; with 0 a constant channel becomes nan.
+        eps: added to the variance; with 0 a constant channel becomes 0 or nan, as PyTorch's kernel has it.
         momentum: weight of the newest batch in the running statistics; None averages all batches alike.
         affine: whether to scale and shift, all frames alike.
         track_running_stats: without running statistics eval mode uses the batch's too.

@@ -104,6 +104,16 @@ def test_affine_gives_every_channel_its_own_scale_and_shift(draw):
     assert nf.affine(x.float(), weight, bias).dtype == torch.float32
 
 
+def test_centered_values_standardize_by_any_moments_as_the_values_themselves(draw):
+    x, weight, bias = draw(5, 3, 4) + 7, draw(3), draw(3)
+    by = nf.Moments(draw(3), draw(3).square())
+    centered, own = nf.centered_moments(x, (0, 2))
+    exact(centered, x - own.mean)
+    for w, b in [(weight, bias), (weight, None), (None, bias), (None, None)]:
+        want = nf.batch_norm(x, by, w, b)
+        exact(nf.affine_standardize(centered, own.mean.flatten(), by, w, b, 1e-5), want)
+
+
 def test_a_constant_becomes_zero_with_eps_and_nan_without():
     x = torch.full((4, 2), 3.0, dtype=torch.float64)
     exact(nf.batch_norm(x, eps=1e-5), torch.zeros_like(x))

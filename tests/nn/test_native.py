@@ -65,16 +65,19 @@ def test_second_derivatives_of_the_kernels_are_those_of_the_reference(
             assert_close(got / scale, want / scale, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(3, 6), (3, 6, 3)])
 @pytest.mark.parametrize("name", [name for name in PAIRS if name != "batch norm on the batch"])
 def test_all_kernels_but_batch_norm_on_the_batch_are_right_with_forward_mode_inside_or_outside(
-    draw, double_backward, name
+    draw, double_backward, name, shape
 ):
-    at, v = (draw(3, 4, 3), draw(4), draw(4)), (draw(3, 4, 3), draw(4), draw(4))
-    kernel, reference = losses(name, draw(3, 4, 3), 1e-5)
+    at, v = (draw(*shape), draw(6), draw(6)), (draw(*shape), draw(6), draw(6))
+    kernel, reference = losses(name, draw(*shape), 1e-5)
     expected = double_backward(reference, at, v)
     assert_close(list(jvp(jacrev(kernel, (0, 1, 2)), at, v)[1]), expected, rtol=1e-12, atol=1e-12)
     inside = grad(lambda *at: jvp(kernel, at, v)[1], (0, 1, 2))(*at)
     assert_close(list(inside), expected, rtol=1e-12, atol=1e-12)
+    twice = jvp(lambda *at: jvp(kernel, at, v)[1], at, v)[1]
+    assert_close(twice, sum((h * u).sum() for h, u in zip(expected, v, strict=True)), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.xfail(
@@ -90,10 +93,24 @@ def test_batch_norm_on_the_batch_is_right_under_jvp_of_jacrev(draw, double_backw
 
 @pytest.mark.xfail(strict=True, raises=RuntimeError, reason="PyTorch's kernel; once it passes, amend the docstrings")
 def test_group_norm_takes_batched_gradients_through_its_double_backward(draw):
-    x, readout = draw(6, 4).requires_grad_(), draw(6, 4)
+    x, readout = draw(6, 4, 3).requires_grad_(), draw(6, 4, 3)
     loss = (native.group_norm(x, 2, None, None, eps=1e-5).tanh() * readout).sum()
     (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
-    torch.autograd.grad(gradient, x, draw(2, 6, 4), is_grads_batched=True)
+    torch.autograd.grad(gradient, x, draw(2, 6, 4, 3), is_grads_batched=True)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_group_norm_without_space_takes_batched_gradients_and_compiles_whole(draw, groups):
+    x, readout, v = draw(6, 8).requires_grad_(), draw(6, 8), draw(2, 6, 8)
+
+    def norm(x):
+        return native.group_norm(x, groups, None, None, eps=1e-5)
+
+    (gradient,) = torch.autograd.grad((norm(x).tanh() * readout).sum(), x, create_graph=True)
+    (batched,) = torch.autograd.grad(gradient, x, v, is_grads_batched=True, retain_graph=True)
+    single = [torch.autograd.grad(gradient, x, one, retain_graph=True)[0] for one in v]
+    assert_close(batched, torch.stack(single), rtol=1e-12, atol=1e-12)
+    assert_close(torch.compile(norm, fullgraph=True, backend="eager")(x), norm(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
