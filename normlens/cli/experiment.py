@@ -143,16 +143,18 @@ class Experiment:
         return int(self.options.every or max(1, steps // _MEASUREMENTS))
 
     def _build(self, norm: str | None, seed: int) -> nn.Module:
-        """Build the model and try it on a few samples.
+        """Build the model and try it on as many samples as the smallest batch of the training will have.
 
         Raises:
             UnsupportedError: it cannot be built for this data, or cannot be run.
         """
         arguments = (self.data.shape, len(self.data.classes))
+        images = self.data.train[0]
+        smallest = len(images) % self.options.batch_size or self.options.batch_size
         try:
             with torch.no_grad():  # a copy is tried: the trial moves running statistics
                 trial = self.model(*arguments, norm=norm, placement=self.options.placement, seed=seed)
-                trial(self.data.train[0][:4])
+                trial(images[:smallest])
             return self.model(*arguments, norm=norm, placement=self.options.placement, seed=seed)
         except (ValueError, TypeError, RuntimeError) as error:
             raise UnsupportedError(f"model {self.options.model} with norm {norm or 'none'}: {error}") from error

@@ -66,8 +66,11 @@ class GroupNorm(Normalization):
 
 
 def default_groups(num_features: int) -> int:
-    """Largest divisor of ``num_features`` up to 32 (the paper's) that leaves two channels to a group, else 1."""
-    return max(g for g in _divisors(num_features) if g <= max(1, min(32, num_features // 2)))
+    """Largest divisor of ``num_features`` up to 32 (the paper's) that leaves four channels to a group, else 1.
+
+    Of two, without space, nothing is left but which one is larger: the output is 1 and -1.
+    """
+    return max(g for g in _divisors(num_features) if g <= max(1, min(32, num_features // 4)))
 
 
 def _divisors(n: int) -> list[int]:

@@ -28,6 +28,9 @@ class InstanceNorm(RunningNormalization):
     Valid for any batch size from two spatial positions on. Right in every derivative mode except ``is_grads_batched``,
     where PyTorch's kernel raises.
 
+    The level of a channel in a sample is lost: where few positions are left and a classifier pools over space, there is
+    little to tell samples by (0.83 to 0.89 test accuracy of the bundled CNN on digits, where batch norm has 0.98).
+
     Source: Ulyanov, Vedaldi and Lempitsky, 2016, arXiv:1607.08022, equation 3.
 
     Args:

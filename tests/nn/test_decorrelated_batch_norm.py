@@ -21,8 +21,8 @@ near = partial(assert_close, rtol=1e-10, atol=1e-10)
 eye = partial(torch.eye, dtype=torch.float64)
 
 
-def layer_of(channels, **settings):
-    return DecorrelatedBatchNorm(channels, dtype=torch.float64, **settings)
+def layer_of(channels, eps=1e-5, **settings):
+    return DecorrelatedBatchNorm(channels, eps=eps, dtype=torch.float64, **settings)
 
 
 def covariance(x):

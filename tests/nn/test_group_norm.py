@@ -46,9 +46,10 @@ def test_state_dicts_travel_strictly_between_torch_and_here(draw):
 
 
 @pytest.mark.parametrize(
-    ("channels", "groups"), [(1, 1), (2, 1), (3, 1), (4, 2), (6, 3), (7, 1), (64, 32), (96, 32), (50, 25), (320, 32)]
+    ("channels", "groups"),
+    [(1, 1), (2, 1), (4, 1), (6, 1), (7, 1), (8, 2), (16, 4), (64, 16), (96, 24), (50, 10), (320, 32)],
 )
-def test_default_groups_divide_the_channels_and_hold_at_least_two_of_them(channels, groups):
+def test_default_groups_divide_the_channels_and_hold_at_least_four_of_them(channels, groups):
     assert default_groups(channels) == groups == GroupNorm(channels).groups
 
 
