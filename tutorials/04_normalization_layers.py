@@ -147,7 +147,7 @@ IDENTITIES: dict[str, tuple[nn.Module, nn.Module, Tensor]] = {
     "batch renorm with r = 1, d = 0 is batch norm":
         (double(nl.nn.BatchRenorm, r_max=1.0, d_max=0.0, eps=1e-5), double(nl.nn.BatchNorm), x),
     "whitening in groups of one = batch norm":
-        (double(nl.nn.DecorrelatedBatchNorm, group_size=1), double(nl.nn.BatchNorm), x),
+        (double(nl.nn.DecorrelatedBatchNorm, group_size=1, eps=1e-5), double(nl.nn.BatchNorm), x),
     "divisive norm, all channels, sigma 0 = layer norm":
         (double(nl.nn.DivisiveNorm, sum_window=None, sup_window=None, sigma=0.0), double(nl.nn.LayerNorm, eps=0.0),
          one_sample),

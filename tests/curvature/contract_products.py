@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -14,14 +15,20 @@ from normlens.curvature.product import ForwardOverReverse, Linearized, Recompute
 from normlens.risk import EmpiricalRisk
 from support.curvature import dense_hessian, relative_error, vector
 
+
+def space(rank: int) -> list[int]:
+    """The spatial shape of the inputs: smaller where there are more dimensions, for the dense Hessian's sake."""
+    return [4 if rank < 3 else 2] * rank
+
+
 TORCH = {
     "torch BatchNorm": lambda c, rank: (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank](c),
     "torch GroupNorm": lambda c, rank: nn.GroupNorm(2, c),
     "torch InstanceNorm": lambda c, rank: (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[rank - 1](
         c, affine=True
     ),
-    "torch LayerNorm": lambda c, rank: nn.LayerNorm([c, *[4] * rank] if rank else c),
-    "torch RMSNorm": lambda c, rank: nn.RMSNorm([c, *[4] * rank] if rank else c, eps=1e-6),
+    "torch LayerNorm": lambda c, rank: nn.LayerNorm([c, *space(rank)]),
+    "torch RMSNorm": lambda c, rank: nn.RMSNorm([c, *space(rank)], eps=1e-6),
 }
 OURS = {name: (lambda c, rank, name=name: load("normlens.nn", name)(c)) for name in names("normlens.nn")}
 LAYERS = {**TORCH, **OURS}
@@ -34,10 +41,12 @@ def network(layer, rank: int, *, seed: int = 0) -> tuple[nn.Module, torch.Tensor
         torch.manual_seed(seed)
         conv = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank]
         first = conv(3, 4) if rank == 0 else conv(3, 4, 3, padding=1)
-        model = nn.Sequential(first, layer(4, rank), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 4**rank, 3)).double()
+        model = nn.Sequential(
+            first, layer(4, rank), nn.Tanh(), nn.Flatten(), nn.Linear(4 * math.prod(space(rank)), 3)
+        ).double()
         for parameter in model[1].parameters():
             nn.init.normal_(parameter, mean=1.0, std=0.3)
-        x = torch.randn(5, 3, *[4] * rank, dtype=torch.float64)
+        x = torch.randn(5, 3, *space(rank), dtype=torch.float64)
         model(x)  # moves running statistics away from where they start
     return model, x, torch.arange(5) % 3
 
