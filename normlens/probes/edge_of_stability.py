@@ -81,9 +81,14 @@ def stability_threshold(optimizer: torch.optim.Optimizer) -> float:
     """Return the sharpness at which the optimizer's steps stop shrinking on a quadratic; see :class:`EdgeOfStability`.
 
     Raises:
-        ValueError: it is neither SGD nor Adam(W), its learning rate is 0, or its parameter groups differ in what
-            matters.
+        ValueError: it is neither SGD nor Adam(W), its learning rate is 0, its parameter groups differ in what
+            matters, or a hook before its step may change the gradients.
     """
+    if getattr(optimizer, "_optimizer_step_pre_hooks", None):  # BNP and the like precondition there
+        raise ValueError(
+            "the threshold is known for steps along the gradient; this optimizer has a hook before its step, which may "
+            "change it: take the transform off, or leave this probe out"
+        )
     thresholds = {_group_threshold(optimizer, group) for group in optimizer.param_groups}
     if len(thresholds) > 1:
         raise ValueError("the threshold is known for one learning rate and momentum; the parameter groups differ")

@@ -161,6 +161,15 @@ def test_directions_in_which_adam_does_not_move_do_not_count():
     assert whole == pytest.approx(read(EdgeOfStability(tol=1e-7), frozen, own)["sharpness"].value, rel=1e-6)
 
 
+def test_a_hook_before_the_step_may_change_the_gradient_and_is_refused():
+    optimizer = sgd(torch.zeros(1, requires_grad=True), lr=0.1)
+    handle = optimizer.register_step_pre_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="has a hook before its step"):
+        stability_threshold(optimizer)
+    handle.remove()
+    assert stability_threshold(optimizer) == pytest.approx(20)
+
+
 def test_an_optimizer_whose_threshold_is_unknown_is_refused():
     with pytest.raises(ValueError, match="known for SGD, Adam and AdamW; got RMSprop"):
         stability_threshold(torch.optim.RMSprop([torch.zeros(1)]))

@@ -15,9 +15,14 @@ __all__ = ["non_finite"]
 INFINITE_BY_DEFINITION = ("offset", "margin")
 """Readings that are infinite for a channel that is constant, which is no fault of the numbers."""
 
-DERIVED = ("mean_shift", "log_scale", "kl")
-"""Drifts have no value where every channel of a layer is constant; ``mean`` and ``std``, from which they are computed,
-show whether the activations themselves are at fault."""
+NOT_A_NUMBER_BY_DEFINITION = {
+    # Drifts have no value where every channel of a layer is constant; ``mean`` and ``std``, from which they are
+    # computed, show whether the activations themselves are at fault.
+    "activation_drift": ("mean_shift", "log_scale", "kl"),
+    # Below the precision of the measurement nothing is known; ``lambda_max`` shows whether the loss is at fault.
+    "condition_number": ("curve",),
+}
+"""Readings by which a probe says that it does not know, by the beginning of their names."""
 
 
 def non_finite(run: Run) -> list[Finding]:
@@ -35,7 +40,8 @@ def _bad(run: Run, probe: str) -> pd.DataFrame:
     value = table["value"].to_numpy(float) if len(table) else np.array([])
     names = table["name"].astype(str)
     allowed = np.isinf(value) & names.isin(INFINITE_BY_DEFINITION).to_numpy(bool)
-    allowed |= (names.str.startswith(DERIVED) & (probe == "activation_drift")).to_numpy(bool)
+    unknown = names.str.startswith(NOT_A_NUMBER_BY_DEFINITION.get(probe, ())).to_numpy(bool)
+    allowed |= unknown
     return pd.DataFrame(table[~np.isfinite(value) & ~allowed]).assign(probe=probe)
 
 

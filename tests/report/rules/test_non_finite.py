@@ -41,3 +41,14 @@ def test_a_drift_without_a_value_is_no_fault_where_the_activations_are_finite(wr
 
     assert non_finite(run(1.0)) == []
     assert [finding.evidence["readings"] for finding in non_finite(run(math.nan))] == [1]
+
+
+def test_a_condition_number_below_the_precision_is_not_known_which_is_no_fault(write_measurements):
+    def run(kappa_max):
+        curve = Reading("curve", np.array([math.nan, math.nan, 2e3]), dims=("tolerance_grid",))
+        readings = (curve, Reading("lambda_max", kappa_max))
+        return write_measurements([Measurement(0, "condition_number", readings=readings)])
+
+    assert non_finite(run(2.0)) == []
+    (finding,) = non_finite(run(math.nan))
+    assert finding.message.startswith("condition_number/lambda_max is NaN")
