@@ -58,6 +58,7 @@ class ConditionNumber:
         eigenvalues: (n,) ascending, where all are known (of a Gram matrix those it has), else None.
         vectors: (n, 1 or 2), of the Ritz values at ``lambda_max`` and ``lambda_min``, to start the next call from;
             None where it came to no Lanczos.
+        residual: of ``lambda_max``: an eigenvalue lies within that distance; rounding where all are known.
     """
 
     value: float
@@ -75,6 +76,7 @@ class ConditionNumber:
     quantiles: tuple[Estimate, ...] = ()
     eigenvalues: Tensor | None = field(default=None, repr=False, compare=False)
     vectors: Tensor | None = field(default=None, repr=False, compare=False)
+    residual: float = math.nan
 
     def __str__(self) -> str:
         number = f"{self.value:.4g}" if self.converged else f"at least {self.lower:.4g}"
@@ -176,7 +178,7 @@ def _exact(
     quantiles = tuple(_exact_quantile(descending, rows - known, q, tolerance, floor, matvecs) for q in SHARES)
     return ConditionNumber(
         value, value, top, smallest, nullity, negative, tolerance, floor, curve, method, True, matvecs, quantiles,
-        values.sort().values.cpu(),
+        values.sort().values.cpu(), residual=floor * top,
     )  # fmt: skip
 
 
@@ -285,5 +287,5 @@ def _bounded(
     curve = tuple(top / bound(t) if t >= floor else math.nan for t in TOLERANCES)
     return ConditionNumber(
         math.nan, top / smallest, top, smallest, known, None, tolerance, floor, curve, "lanczos", False,
-        len(sizes) + cost, quantiles, None, found.vectors(0, nearest),
+        len(sizes) + cost, quantiles, None, found.vectors(0, nearest), float(residuals[0]),
     )  # fmt: skip

@@ -7,8 +7,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=[
         "blocks",
         "cnn",
+        "few_shot",
         "mlp",
         "normalization",
+        "quaternion_autoencoder",
         "recurrence",
         "residual",
         "resnet",

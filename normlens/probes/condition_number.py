@@ -121,7 +121,7 @@ def _readings(result: Condition, n: int, *, signed: bool) -> Iterable[Reading]:
         yield Reading("kappa", result.value, n=n)
     else:
         yield Reading("kappa_lower", result.lower, n=n)
-    yield Reading("lambda_max", result.lambda_max, n=n)
+    yield Reading("lambda_max", result.lambda_max, error=result.residual, n=n)
     if result.converged:
         yield Reading("lambda_min_nonzero", result.lambda_min, n=n)
     yield Reading("nullity", float(result.nullity or 0), n=n)

@@ -68,6 +68,7 @@ def test_the_bound_of_lanczos_is_a_bound_and_never_called_the_value(kind, seed):
     assert not bound.converged
     assert 1 <= bound.lower <= exact.value * (1 + 1e-9)
     assert bound.lambda_max <= exact.lambda_max * (1 + 1e-12)
+    assert (values.abs() - bound.lambda_max).abs().min() <= bound.residual
     assert bound.matvecs <= 60
     assert bound.quantiles == ()
     for lower, true in zip(bound.curve, exact.curve, strict=True):

@@ -56,6 +56,7 @@ def test_it_is_that_of_the_dense_gauss_newton_matrix(training, samples):
     found = read(ConditionNumber(samples), model)
     rounding = 100 * len(values) * EPS  # of an eigenvalue, relative to the largest
     assert found["lambda_max"].value == pytest.approx(top, rel=rounding)
+    assert 0 < found["lambda_max"].error <= rounding * top
     assert found["lambda_min_nonzero"].value == pytest.approx(smallest, rel=0, abs=rounding * top)
     assert found["kappa"].value == pytest.approx(top / smallest, rel=rounding * top / smallest)
     assert found["nullity"].value == (values <= 1e-6 * top).sum()
