@@ -1,8 +1,10 @@
 from . import curvature as curvature
 from . import data as data
+from . import inference as inference
 from . import information as information
 from . import models as models
 from . import nn as nn
+from . import optim as optim
 from . import plot as plot
 from . import probes as probes
 from .estimate import Estimate as Estimate

@@ -1,4 +1,4 @@
-"""Small networks to look at: every one takes ``norm=`` (a name, a layer or None) and where it stands."""
+"""Small networks to look at: every classifier takes ``norm=`` (a name, a layer or None) and its place."""
 
 import lazy_loader
 
@@ -19,5 +19,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "transformer",
         "weight_layers",
     ],
-    submod_attrs={"cnn": ["CNN"], "mlp": ["MLP"], "resnet": ["ResNet"], "rnn": ["RNN"], "transformer": ["Transformer"]},
+    submod_attrs={
+        "cnn": ["CNN"],
+        "few_shot": ["Episode", "draw_episode", "episode_accuracy", "episode_loss"],
+        "mlp": ["MLP"],
+        "quaternion_autoencoder": ["CAE", "QCAE", "as_quaternions", "chroma"],
+        "resnet": ["ResNet"],
+        "rnn": ["RNN"],
+        "transformer": ["Transformer"],
+    },
 )

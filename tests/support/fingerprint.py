@@ -29,7 +29,12 @@ def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer | None = None
         "attributes": [sorted(vars(m)) for m in model.modules()],
         "flags": (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()),
     }
-    return {name: hashlib.sha256(_bytes(part)).hexdigest() for name, part in parts.items()}
+    return {name: digest(part) for name, part in parts.items()}
+
+
+def digest(value: Any) -> str:
+    """Hash tensors, arrays, numbers and containers of them, to the bit."""
+    return hashlib.sha256(_bytes(value)).hexdigest()
 
 
 def _kind(hook: Any) -> str:

@@ -16,8 +16,8 @@ import normlens.nn.weighted as package
 from normlens.nn.weighted.base import Weighted
 
 SIZES = {
-    "in_features": 3, "hidden_features": 5, "out_features": 4, "in_channels": 4, "out_channels": 6,
-    "kernel_size": (3, 2), "num_features": 3, "input_size": 3, "hidden_size": 4, "max_length": 3,
+    "in_features": 4, "hidden_features": 5, "out_features": 8, "in_channels": 4, "out_channels": 8,
+    "kernel_size": (3, 2), "num_features": 4, "input_size": 3, "hidden_size": 4, "max_length": 3,
 }  # fmt: skip
 TIME = 3  # steps of a sequence, not above max_length
 
@@ -69,7 +69,10 @@ def example(layer, draw, n=6, dtype=torch.float64, more=0):
     """Standard normal numbers in the shape that the layer takes; ``more`` features than that are too many."""
     first = next(iter(inspect.signature(type(layer)).parameters))
     features = SIZES[first] + more
-    shape = {"in_features": (n, features), "in_channels": (n, features, *(4 for _ in SIZES["kernel_size"]))}
+    space = tuple(4 for _ in SIZES["kernel_size"])
+    shape = {
+        "in_features": (n, features), "in_channels": (n, features, *space), "num_features": (n, features, *space),
+    }  # fmt: skip
     return draw(*shape.get(first, (TIME, n, features)), dtype=dtype)
 
 

@@ -7,7 +7,8 @@ called is told by the names of its constructor's arguments, as in PyTorch; there
   ``generator``, which alone draws the weights (a layer that draws nothing takes none); everything else is keyword only
   and has a default, among it ``device`` and ``dtype``.
 * The first argument tells the input: ``in_features`` takes ``(N, in_features)``; ``in_channels`` takes ``(N, C,
-  *spatial)`` of the rank of ``kernel_size``; ``input_size`` and ``num_features`` take ``(T, N, features)``, time first.
+  *spatial)`` of the rank of ``kernel_size``, and so does ``num_features``; ``input_size`` takes ``(T, N, features)``,
+  time first. Sizes of features and channels are multiples of four, for quaternions.
 * ``forward(x)`` must do with ``x`` alone. It returns a tensor or a nest of tuples of tensors, in the dtype of ``x``.
 * Buffers move in train mode at most, parameters never in ``forward``. A wrong size of the last (features) or second
   (channels) dimension is a ValueError that says the layer's name and the shape that came.
