@@ -64,10 +64,8 @@ class EmpiricalRisk:
         if mode not in ("train", "eval", None):
             raise ValueError(f"mode must be 'train', 'eval' or None (as the model stands); got {mode!r}")
         self.model = eager_module(model)
-        self.data = data
-        self.seed = seed
-        self._loss = loss
-        self._mode = mode
+        self.data, self.seed = data, seed
+        self._loss, self._mode = loss, mode
         self._call = _Forward(self.model, forward or _default_forward)
         self._selected = _select(self.model, params)
         self._fingerprints: dict[int, int] = {}
@@ -108,6 +106,12 @@ class EmpiricalRisk:
         chosen = self._on(self.model, self.data)
         chosen._selected, chosen._group = _select(self.model, params), self._group
         return chosen
+
+    def evaluated(self) -> EmpiricalRisk:
+        """Return the risk of the same model on the same data in eval mode."""
+        standing = copy.copy(self)
+        standing._mode = "eval"
+        return standing
 
     def double(self, samples: int | None = None) -> EmpiricalRisk:
         """Return the risk of a float64 copy of the model: on the first samples of the first batch, or on all data."""

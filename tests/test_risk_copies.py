@@ -1,4 +1,4 @@
-"""EmpiricalRisk.head and EmpiricalRisk.double: the same risk on less data, or in float64."""
+"""EmpiricalRisk.head, select, evaluated and double: the same risk on less data, in another mode, or in float64."""
 
 from __future__ import annotations
 
@@ -64,3 +64,14 @@ def test_the_risk_of_other_parameters_has_their_part_of_the_gradient():
 def test_samples_are_counted_over_all_batches():
     data = [(torch.zeros(n, 3), torch.zeros(n)) for n in (5, 2, 4)]
     assert EmpiricalRisk(nn.Linear(3, 1), nn.functional.mse_loss, data).samples == 11
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", None])
+def test_evaluated_it_is_as_the_model_in_eval_mode_and_the_risk_itself_stays(mode):
+    model, x = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5)), torch.arange(12.0).reshape(4, 3)
+    risk = EmpiricalRisk(model, lambda outputs, targets: outputs.sum(), x, mode=mode)
+    stood = risk.mode
+    ((outputs, _),) = risk.evaluated().outputs()
+    assert risk.evaluated().mode == "eval"
+    assert (risk.mode, model.training) == (stood, True)
+    assert torch.equal(outputs, model.eval()(x))

@@ -12,7 +12,15 @@ from normlens.cli.runs import find_runs
 
 __all__ = ["add_parser", "execute"]
 
-_PACKAGES = {"layers": "nn", "probes": "probes", "models": "models", "data": "data", "figures": "plot"}
+_PACKAGES = {
+    "layers": "nn",
+    "weights": "nn.parametrize",
+    "optimizers": "optim",
+    "probes": "probes",
+    "models": "models",
+    "data": "data",
+    "figures": "plot",
+}
 
 
 def add_parser(commands: Any) -> None:

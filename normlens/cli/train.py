@@ -1,4 +1,4 @@
-"""``normlens run``: train a bundled model on a bundled data set once per norm and seed, with a lens on."""
+"""``normlens run``: train a bundled model on a bundled data set, once for each choice, with a lens on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from normlens.cli.errors import OK, UsageError
+from normlens.cli.errors import OK
 
 __all__ = ["add_parser", "execute"]
 
@@ -16,7 +16,7 @@ __all__ = ["add_parser", "execute"]
 def add_parser(commands: Any) -> None:
     """Add this command to the parser."""
     parser = commands.add_parser(
-        "run", help="train a model with a lens on, one run per norm and seed; write the report"
+        "run", help="train a model with a lens on, one run for each norm, optimizer, ... and seed; write the report"
     )
     add = parser.add_argument
     add("--data", default="digits", help="a data set (`normlens list data`; default: digits)")
@@ -27,7 +27,13 @@ def add_parser(commands: Any) -> None:
     add("--probes", help="probes, separated by commas (`normlens list probes`; default: all)")
     add("--epochs", type=_positive(int), default=10)
     add("--batch-size", type=_positive(int), default=64)
-    add("--optimizer", default="sgd", choices=["sgd", "adamw"], help="sgd has momentum 0.9")
+    add(
+        "--optimizer", default="sgd",
+        help="sgd (momentum 0.9), adamw, or with transforms: bnp, adamw+bnp (`normlens list optimizers`); commas",
+    )  # fmt: skip
+    add("--weights", default="none", help="reparametrizations (`normlens list weights`), or `none`; commas")
+    add("--schedule", default="constant", help="constant or legw, separated by commas")
+    add("--augment", default="none", help="none, apr_pair or apr_single, separated by commas")
     add("--lr", type=_positive(float), default=0.05)
     add("--seeds", default="0", help="integers, separated by commas")
     add("--device", default="cpu", choices=["cpu", "cuda", "mps"])
@@ -54,7 +60,7 @@ def execute(options: argparse.Namespace) -> int:
     experiment.prepare()
     if not (options.quiet or options.json):
         print(experiment.describe(), file=sys.stderr)
-    files = [experiment.train(norm, seed) for norm in experiment.norms for seed in experiment.seeds]
+    files = [experiment.train(variant) for variant in experiment.variants]
     runs = {str(run.header["name"]): run for run in map(open_run, files)}
     page = write_report(runs, options.out / "report.html")
     if options.json:
@@ -64,18 +70,6 @@ def execute(options: argparse.Namespace) -> int:
         print_verdicts(runs)
     print(page)
     return OK
-
-
-def split_names(text: str, what: str) -> list[str]:
-    """Split at commas.
-
-    Raises:
-        UsageError: nothing is left, or a name stands twice.
-    """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names or len(set(names)) < len(names):
-        raise UsageError(f"--{what} needs one or more different names, separated by commas; got {text!r}")
-    return names
 
 
 def _positive(kind: type[int] | type[float]) -> Any:

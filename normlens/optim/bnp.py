@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normlens.optim.input_statistics import InputMoments, pooled, variances
 from normlens.optim.layer_gradients import precondition_gradients
@@ -108,8 +108,14 @@ class BNP(InputPreconditioner):
         variance = moments.spread
         assert variance is not None
         floored = torch.add(variance, variance.max(), alpha=self.eps1).add_(self.eps2)
-        scale = 1 / max(layer.weight[0].numel() / moments.outputs, 1) if self.q == "paper" else self.q**-2
+        scale = self._scale(layer.weight, moments.outputs)
         precondition_gradients(layer, moments.mean if self.centering else None, floored.reciprocal_(), scale)
+
+    def _scale(self, weight: Tensor, outputs: int) -> float:
+        """Return 1 / q^2; the fan-in is what a unit has weights."""
+        if self.q == "paper":
+            return min(outputs * len(weight) / weight.numel(), 1.0)
+        return float(self.q**-2)
 
 
 def _check_settings(rho: float, eps: tuple[float, float], q: object, statistics: object) -> None:

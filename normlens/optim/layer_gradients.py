@@ -30,13 +30,14 @@ def precondition_gradients(
         precision: p, of the same shape; None for 1.
         scale: s.
     """
-    grad, of_bias = _gradient(layer.weight), None if layer.bias is None else layer.bias.grad
+    grad, of_bias = _gradient(layer.weight), None if (parameter := layer.bias) is None else parameter.grad
     weight = promote(grad).contiguous()  # the same tensor, unless it is of half precision or laid out otherwise
-    rows = weight.view(groups_of(layer), len(weight) // groups_of(layer), -1)
+    groups = groups_of(layer)
+    rows = weight.view(groups, len(weight) // groups, -1)
     bias = None if of_bias is None else promote(of_bias)
     column = None if bias is None else bias.view(*rows.shape[:2], 1)
     at_mean = None if mean is None or column is None else _per_weight(mean, rows)
-    if at_mean is not None:
+    if at_mean is not None and column is not None:
         rows.baddbmm_(column, at_mean, alpha=-1)
     if precision is not None:
         rows.mul_(_per_weight(precision if scale == 1 else scale * precision, rows))
@@ -44,7 +45,7 @@ def precondition_gradients(
         rows.mul_(scale)
     if column is not None and scale != 1:
         column.mul_(scale)
-    if at_mean is not None:
+    if at_mean is not None and column is not None:
         column.baddbmm_(rows, at_mean.mT, alpha=-1)
     _write(grad, weight)
     _write(of_bias, bias)
@@ -64,7 +65,7 @@ def has_gradients(name: str, layer: WeightLayer, *, what: str, bias: bool) -> bo
     """
     if layer.weight.grad is None:
         return False
-    if bias and (layer.bias is None or layer.bias.grad is None):
+    if bias and ((of_bias := layer.bias) is None or of_bias.grad is None):
         raise ValueError(
             f"{what} needs the gradients of weight and bias together; layer {name!r} has that of its weight alone; "
             "freeze both or none"

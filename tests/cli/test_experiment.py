@@ -11,6 +11,7 @@ from normlens.cli.experiment import plan
 def options(**changes) -> argparse.Namespace:
     settings = {
         "data": "digits", "data_dir": None, "model": "mlp", "norm": "batch_norm,none", "placement": "pre-activation",
+        "weights": "none", "schedule": "constant", "augment": "none",
         "probes": None, "epochs": 2, "batch_size": 64, "optimizer": "sgd", "lr": 0.05, "seeds": "3,4", "device": "cpu",
         "every": None, "budget": 0.25, "out": None, "overwrite": False, "quiet": True, "json": False,
     }  # fmt: skip
@@ -19,12 +20,13 @@ def options(**changes) -> argparse.Namespace:
 
 def test_the_plan_resolves_every_name():
     experiment = plan(options())
-    assert experiment.norms == ["batch_norm", None]
-    assert experiment.seeds == [3, 4]
+    assert [(v.norm, v.seed) for v in experiment.variants] == [
+        ("batch_norm", 3), ("batch_norm", 4), ("none", 3), ("none", 4),
+    ]  # fmt: skip
     assert [type(probe).__name__ for probe in experiment.probes] == [
         load("normlens.probes", name).__name__ for name in names("normlens.probes")
     ]
-    assert "norms   batch_norm, none; seeds 3, 4" in experiment.describe()
+    assert "runs    batch_norm, seed 3; batch_norm, seed 4; none, seed 3; none, seed 4" in experiment.describe()
     assert "budget 25% of the training time" in experiment.describe()
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from normlens.cli.main import main
-from normlens.cli.train import split_names
 from normlens.run.errors import RunError
 from normlens.run.store import open_run
 
@@ -39,6 +38,18 @@ def test_a_recurrent_network_is_run_with_its_own_norm_and_with_others(tmp_path, 
     assert [row["name"] for row in json.loads(capsys.readouterr().out)["runs"]] == norms
     for norm in norms:
         assert open_run(tmp_path / f"{norm}-seed0").steps("activation_drift") == [0, 3, 6]
+
+
+def test_optimizers_weights_schedules_and_augmentations_are_run_in_every_combination(tmp_path, capsys):
+    arguments = ["run", *SHORT, "--norm", "none", "--optimizer", "sgd,adamw+bnp", "--augment", "none,apr_pair"]
+    arguments += ["--schedule", "legw", "--out", str(tmp_path), "--json", "--probes", "training_curve"]
+    assert main(arguments) == 0
+    rows = json.loads(capsys.readouterr().out)["runs"]
+    names = ["none, sgd, none", "none, sgd, apr_pair", "none, adamw+bnp, none", "none, adamw+bnp, apr_pair"]
+    assert [row["name"] for row in rows] == names
+    config = open_run(tmp_path / "none-adamw+bnp-legw-apr_pair-seed0").header["config"]
+    assert config["optimizer"] == "AdamW(lr=0.05) + BNP"
+    assert (config["schedule"], config["augment"], config["weights"]) == ("legw", "apr_pair", "none")
 
 
 @pytest.mark.slow
@@ -70,6 +81,12 @@ def test_quiet_prints_the_path_of_the_report_alone(tmp_path, capsys):
         (["--model", "mlp", "--norm", "instance_norm"], 4, "model mlp with norm instance_norm: "),
         (["--model", "rnn", "--norm", "instance_norm"], 4, "model rnn with norm instance_norm: a recurrent network"),
         (["--model", "mlp", "--norm", "recurrent_batch_norm"], 2, "unknown name 'recurrent_batch_norm' in nn"),
+        (["--optimizer", "bnq"], 2, "unknown name 'bnq' in --optimizer: did you mean 'bnp'"),
+        (["--optimizer", "sgd+adamw"], 2, "names two optimizers: give one of sgd, adamw"),
+        (["--weights", "weightnorm"], 2, "did you mean 'weight_norm'"),
+        (["--schedule", "cosine"], 2, "unknown name 'cosine' in --schedule"),
+        (["--augment", "apr"], 2, "did you mean 'apr_pair'"),
+        (["--optimizer", "bnp"], 4, "model cnn with norm batch_norm: "),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_trained(arguments, code, words, tmp_path, capsys):
@@ -94,10 +111,6 @@ def test_a_number_out_of_its_range_is_a_usage_error(option, value, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["run", option, value])
     assert stop.value.code == 2
-
-
-def test_names_are_split_at_commas_and_blanks_do_not_count():
-    assert split_names(" a, b ,", "norm") == ["a", "b"]
 
 
 @pytest.mark.slow

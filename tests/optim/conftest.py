@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +11,14 @@ import torch
 from torch import Tensor, nn
 
 Batch = tuple[Tensor, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def _layers_are_the_same_in_every_run() -> Iterator[None]:
+    """A layer made within a test draws its weights from the global state: here from a seed, and it is put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normlens.optim import BNP
+from support.resuming import draw_parameters
 
 EPS = torch.finfo(torch.float64).eps
 EXACT: dict[str, Any] = {"statistics": "batch", "q": 1.0, "eps1": 0.0, "eps2": 0.0}
@@ -43,7 +44,7 @@ def plain(layer: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> list
 def test_a_step_is_that_of_a_network_with_frozen_batch_norm_before_the_layer(
     layer: nn.Module, shape: tuple[int, ...], draw: Callable[..., Tensor]
 ) -> None:
-    layer, x = layer.double(), 2 * draw(*shape) + 1
+    layer, x = draw_parameters(layer), 2 * draw(*shape) + 1
     linear = isinstance(layer, nn.Linear)
     axes = tuple(range(x.dim() - 1)) if linear else (0, *range(2, x.dim()))
     mean, std = x.mean(axes, keepdim=True), x.std(axes, correction=0, keepdim=True)
@@ -134,7 +135,7 @@ def test_standardized_inputs_leave_the_gradients_bitwise(draw: Callable[..., Ten
 def test_q_squared_is_the_fan_in_over_the_number_of_outputs_and_at_least_one(
     layer: nn.Module, shape: tuple[int, ...], squared: float, draw: Callable[..., Tensor]
 ) -> None:
-    layer, x = layer.double(), draw(*shape)
+    layer, x = draw_parameters(layer), draw(*shape)
 
     def loss(out: Tensor) -> Tensor:
         return out.tanh().mean()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from normlens.optim import MeanNormalization
+from support.resuming import draw_parameters
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -47,7 +48,7 @@ def stepped(layer: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor], **set
 def test_a_step_is_that_of_a_layer_that_sees_centered_inputs(
     layer: nn.Module, shape: tuple[int, ...], draw: Callable[..., Tensor]
 ) -> None:
-    layer, x = layer.double(), draw(*shape) + 2
+    layer, x = draw_parameters(layer), draw(*shape) + 2
     axes = tuple(range(x.dim() - 1)) if isinstance(layer, nn.Linear) else (0, *range(2, x.dim()))
     mean = x.mean(axes, keepdim=True)
     readout = draw(*layer(x).shape)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from normlens.optim import PRONG
+from support.resuming import draw_parameters
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05),
@@ -93,7 +94,7 @@ def test_a_step_of_sgd_is_the_preconditioned_canonical_one(
     layer: nn.Module, shape: tuple[int, ...], draw: Callable[..., Tensor]
 ) -> None:
     """dW = -eta (G_W - G_b c')(Sigma + eps)^-1 and db = -eta G_b - dW c, of each group."""
-    layer, x = layer.double(), draw(*shape) + 1
+    layer, x = draw_parameters(layer), draw(*shape) + 1
     before = deepcopy(layer)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     with PRONG(layer, optimizer, num_samples=1):

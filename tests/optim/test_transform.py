@@ -42,7 +42,7 @@ def test_gradients_are_seen_before_and_weights_after_the_step(layer: nn.Linear, 
     (first, weight, grad), (second, stepped) = transform.seen
     assert (first, second) == ("before", "after")
     assert torch.equal(weight, start)
-    torch.testing.assert_close(stepped, start - 0.1 * 3 * grad, rtol=1e-14, atol=0)
+    torch.testing.assert_close(stepped, start - 0.1 * 3 * grad, rtol=1e-14, atol=1e-15)
 
 
 def test_one_that_does_nothing_changes_nothing(layer: nn.Linear, draw: Callable[..., Tensor]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from normlens.optim.weight_layers import groups_of, weight_layers
@@ -18,6 +19,8 @@ def test_linear_layers_and_convolutions_are_found_by_name_and_others_are_not() -
         "transposed": nn.ConvTranspose1d(2, 2, 1), "norm": nn.BatchNorm1d(2), "bilinear": nn.Bilinear(2, 2, 2),
         "reparametrized": weight_norm(nn.Linear(2, 2)), "nested": nn.Sequential(nn.ReLU(), nn.Linear(2, 2, bias=False)),
     })  # fmt: skip
+    model["bias_reparametrized"] = nn.Linear(2, 2)
+    parametrize.register_parametrization(model["bias_reparametrized"], "bias", nn.Identity())
     found = weight_layers(model, sgd(model), what="BNP")
     assert list(found) == ["linear", "one", "two", "three", "nested.1"]
     assert found["nested.1"] is model["nested"][1]
