@@ -18,13 +18,18 @@ def preserved_attributes(model: torch.nn.Module) -> Iterator[None]:
 
     A forward pass may rebind attributes (legacy ``weight_norm`` sets ``module.weight``, a counter counts) and may
     change containers in place (a list that collects outputs). Both are undone, the containers one level deep. What
-    did not change is not touched, so that guards of a compiled model see the very objects they saw before. The
-    contents of tensors are not this function's business.
+    did not change is not touched, so that guards of a compiled model see the very objects they saw before. Random
+    generators that modules hold (layers that draw noise) go on where they were. The contents of tensors are not this
+    function's business.
     """
     saved = [(vars(module), _snapshot(vars(module))) for module in model.modules()]
+    generators = {id(v): v for live, _ in saved for v in live.values() if isinstance(v, torch.Generator)}
+    states = {key: generator.get_state() for key, generator in generators.items()}
     try:
         yield
     finally:
+        for key, generator in generators.items():
+            generator.set_state(states[key])
         for live, attributes in saved:
             _restore(live, attributes)
 

@@ -14,6 +14,8 @@ from normlens.run.reading import Measurement, Reading
 from normlens.run.store import Run, open_run
 from normlens.run.writer import RunWriter
 from support.density import density_readings
+from support.inference_readings import calibration_readings, quantization_readings
+from support.system_readings import SYSTEM_PROBES
 
 HOSTILE = {
     "script": "</script><script>alert(1)</script>",
@@ -52,9 +54,8 @@ class Recipe:
 
 
 def loss_at(recipe: Recipe, step: int) -> float:
-    if recipe.nan_from is not None and step >= recipe.nan_from:
-        return math.nan
-    return recipe.final_loss + (2.302585 - recipe.final_loss) * 0.5 ** (step / recipe.half_life)
+    loss = recipe.final_loss + (2.302585 - recipe.final_loss) * 0.5 ** (step / recipe.half_life)
+    return math.nan if recipe.nan_from is not None and step >= recipe.nan_from else loss
 
 
 def curve_readings(recipe: Recipe, step: int) -> tuple[Reading, ...]:
@@ -81,8 +82,7 @@ def elimination_readings(recipe: Recipe, step: int) -> tuple[Reading, ...]:
         offset[: dead + recipe.near_dead] = -2.7
         rate[: dead + recipe.near_dead] = 0.995
         offset[:dead], rate[:dead] = -4.0 - 0.3 * np.arange(dead), 1.0
-        if dead > 2:
-            offset[0] = -math.inf
+        offset[0] = -math.inf if dead > 2 else offset[0]
         relu = f"{block}.relu"
         readings += [
             Reading("offset", offset, layer=relu, dims=("channel",), n=4096),
@@ -116,10 +116,8 @@ def drift_readings(recipe: Recipe, step: int) -> tuple[Reading, ...]:
 
 
 def sharpness_at(recipe: Recipe, step: int) -> float:
-    """It rises from 4 in a straight line."""
-    if math.isnan(loss_at(recipe, step)):
-        return math.nan
-    return 4 + (recipe.sharpness - 4) * step / max(recipe.steps[-1], 1)
+    rise = (recipe.sharpness - 4) * step / max(recipe.steps[-1], 1)  # a straight line
+    return math.nan if math.isnan(loss_at(recipe, step)) else 4 + rise
 
 
 def spectrum_readings(recipe: Recipe, step: int) -> tuple[Reading, ...]:
@@ -185,6 +183,9 @@ PROBES = {
     "condition_number": condition_readings,
     "edge_of_stability": edge_readings,
     "loss_surface": surface_readings,
+    **SYSTEM_PROBES,
+    "calibration": lambda recipe, step: calibration_readings(1 - loss_at(recipe, step) / 3, recipe.layers),
+    "quantization_error": lambda recipe, step: quantization_readings(1 + recipe.statdiff, recipe.layers),
 }
 
 
@@ -226,8 +227,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
             for step in recipe.steps:
                 writer.write(measure(recipe, step))
             if recipe.closed:
-                spent = 0.3 * len(recipe.steps)
-                bare = max(0.1 * recipe.steps[-1], 0.1)
+                spent, bare = 0.3 * len(recipe.steps), max(0.1 * recipe.steps[-1], 0.1)
                 values = {"bare_seconds": bare, "lens_seconds": spent, "overhead": spent / bare}
                 readings = tuple(Reading(name, value) for name, value in values.items())
                 writer.write([Measurement(recipe.steps[-1], "lens", "note", elapsed=bare, readings=readings)])

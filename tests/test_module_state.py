@@ -118,3 +118,12 @@ def test_restoring_never_asks_the_user_s_objects_whether_they_are_equal():
         model.things.reverse()
         model.table["k"] = Unequal()
     assert model.things[0] is first
+
+
+def test_a_generator_that_a_module_holds_goes_on_where_it_was():
+    model, generator = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.Generator().manual_seed(4)
+    model[0].source = model[1].source = generator
+    expected = torch.rand(3, generator=torch.Generator().manual_seed(4))
+    with preserved_attributes(model):
+        torch.rand(7, generator=generator)
+    assert torch.equal(torch.rand(3, generator=generator), expected)

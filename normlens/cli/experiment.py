@@ -21,6 +21,7 @@ from normlens.cli.variant import Variant, split_names, variants
 from normlens.data.images import ImageData
 from normlens.probes.hessian_spectrum import HessianSpectrum
 from normlens.probes.loss_surface import LossSurface
+from normlens.probes.representation_alignment import RepresentationAlignment
 from normlens.run.errors import RunExistsError
 from normlens.run.lens import Lens
 from normlens.run.probe import Probe
@@ -60,8 +61,8 @@ class Experiment:
         shape = "x".join(map(str, self.data.shape))
         budget = "no limit" if o.budget is None else f"{o.budget:.0%} of the training time"
         size = sum(p.numel() for p in self._build(self.variants[0]).parameters())
-        late = any(isinstance(p, LossSurface | HessianSpectrum) for p in self.probes)
-        every = f"{self._every} steps" + ", surface and density after the last" * late
+        late = any(isinstance(p, LossSurface | HessianSpectrum | RepresentationAlignment) for p in self.probes)
+        every = f"{self._every} steps" + ", surface, density and alignment after the last" * late
         return (
             f"data    {self.data.name}: {len(self.data.train[0])} train, {len(self.data.test[0])} test, {shape}\n"
             f"model   {o.model}: {size} parameters; {o.optimizer}, lr {o.lr}, batch {o.batch_size}, {o.epochs} epochs\n"
@@ -205,8 +206,8 @@ def plan(options: argparse.Namespace) -> Experiment:
 
 
 def _costly_last(probe: Probe, last: int) -> Probe:
-    """Measure surface and density, which cost more than the training between two measurements, after the last step."""
-    if isinstance(probe, LossSurface):
+    """Measure after the last step alone what costs more than the training between two measurements."""
+    if isinstance(probe, LossSurface | RepresentationAlignment):
         return replace(probe, when=at(last))
     if isinstance(probe, HessianSpectrum):
         return replace(probe, density_probes=_DENSITY_PROBES, density_when=at(last))

@@ -19,9 +19,10 @@ def mean_square(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     through ``pow`` and writes several tensors of the size of ``x`` where one is enough: in a layer that needs little
     else it took most of the time of both passes.
     """
-    # The compiler fuses it by itself. And PyTorch's functions with a derivative of their own lose the second tangent
-    # where one jvp is within another (torch 2.13), so that forward mode takes the plain way.
-    if torch.compiler.is_compiling() or has_tangent(x):
+    # The compiler fuses it by itself. PyTorch's functions with a derivative of their own lose the second tangent where
+    # one jvp is within another (torch 2.13), so that forward mode takes the plain way. And to call one costs 20 us,
+    # which is not worth it where no backward pass will come.
+    if torch.compiler.is_compiling() or not (x.requires_grad and torch.is_grad_enabled()) or has_tangent(x):
         return (x * x).mean(dims, keepdim=True)
     result: Tensor = _MeanSquare.apply(x, dims)  # type: ignore[no-untyped-call]
     return result

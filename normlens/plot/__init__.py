@@ -5,6 +5,8 @@ Imported eagerly: figure and module share their name, so a lazy index would hand
 
 from normlens.plot.activation_drift import activation_drift as activation_drift
 from normlens.plot.activation_drift import activation_drift_data as activation_drift_data
+from normlens.plot.calibration import calibration as calibration
+from normlens.plot.calibration import calibration_data as calibration_data
 from normlens.plot.condition_number import condition_number as condition_number
 from normlens.plot.condition_number import condition_number_data as condition_number_data
 from normlens.plot.dead_channels import dead_channels as dead_channels
@@ -24,9 +26,19 @@ from normlens.plot.loss_surface_3d import loss_surface_3d_data as loss_surface_3
 from normlens.plot.overview import overview as overview
 from normlens.plot.overview import overview_data as overview_data
 from normlens.plot.overview import overview_size as overview_size
+from normlens.plot.predictive_entropy import predictive_entropy as predictive_entropy
+from normlens.plot.predictive_entropy import predictive_entropy_data as predictive_entropy_data
+from normlens.plot.quantization_error import quantization_error as quantization_error
+from normlens.plot.quantization_error import quantization_error_data as quantization_error_data
+from normlens.plot.representation_alignment import representation_alignment as representation_alignment
+from normlens.plot.representation_alignment import representation_alignment_data as representation_alignment_data
+from normlens.plot.self_normalization import self_normalization as self_normalization
+from normlens.plot.self_normalization import self_normalization_data as self_normalization_data
 from normlens.plot.spectral_density import spectral_density as spectral_density
 from normlens.plot.spectral_density import spectral_density_data as spectral_density_data
 from normlens.plot.statdiff import statdiff as statdiff
 from normlens.plot.statdiff import statdiff_data as statdiff_data
 from normlens.plot.training_curve import training_curve as training_curve
 from normlens.plot.training_curve import training_curve_data as training_curve_data
+from normlens.plot.weight_dynamics import weight_dynamics as weight_dynamics
+from normlens.plot.weight_dynamics import weight_dynamics_data as weight_dynamics_data

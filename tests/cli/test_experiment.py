@@ -44,11 +44,12 @@ def test_about_forty_measurements_are_made_unless_every_is_given():
     assert plan(options(every=7))._every == 7
 
 
-def test_surface_and_density_are_measured_after_the_last_step_alone():
-    experiment = plan(options(probes="loss_surface,hessian_spectrum,training_curve"))
-    surface, spectrum, _ = experiment.probes
-    due = [step for step in range(100) if surface.when(step)]
-    assert due == [step for step in range(100) if spectrum.density_when(step)] == [2 * 23]
+def test_surface_density_and_alignment_are_measured_after_the_last_step_alone():
+    experiment = plan(options(probes="loss_surface,hessian_spectrum,training_curve,representation_alignment"))
+    surface, spectrum, _, alignment = experiment.probes
+    for when in (surface.when, alignment.when, spectrum.density_when):
+        assert [step for step in range(100) if when(step)] == [2 * 23]
+    )
     assert spectrum.density_probes >= 2
-    assert "surface and density after the last" in experiment.describe()
+    assert "surface, density and alignment after the last" in experiment.describe()
     assert "surface" not in plan(options(probes="training_curve")).describe()
