@@ -49,7 +49,6 @@ def test_surface_density_and_alignment_are_measured_after_the_last_step_alone():
     surface, spectrum, _, alignment = experiment.probes
     for when in (surface.when, alignment.when, spectrum.density_when):
         assert [step for step in range(100) if when(step)] == [2 * 23]
-    )
     assert spectrum.density_probes >= 2
     assert "surface, density and alignment after the last" in experiment.describe()
     assert "surface" not in plan(options(probes="training_curve")).describe()
