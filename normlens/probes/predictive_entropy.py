@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -68,18 +68,18 @@ class PredictiveEntropy:
         with ExitStack() as undo:
             if self.dropout:
                 undo.enter_context(training(risk.model, _drops))
-            if any(isinstance(module, Stochastic) for module in risk.model.modules()):
-                source = torch.Generator().manual_seed(_seed(step.generator))
-                undo.enter_context(sampling(risk.model, source))
             passes = torch.stack(self._passes(risk, step.generator))
         yield from _readings(passes)
 
     def _passes(self, risk: EmpiricalRisk, generator: torch.Generator) -> list[Tensor]:
         """Return the class probabilities of each pass, ``(N, ..., C)``; of one alone where nothing is random."""
         passes: list[Tensor] = []
+        stochastic = any(isinstance(module, Stochastic) for module in risk.model.modules())
         for _ in range(self.draws):
             risk.seed = _seed(generator)
-            outputs = outputs_of(risk, what="an entropy")
+            source = torch.Generator().manual_seed(risk.seed)  # a risk puts back what a generator of a module drew
+            with sampling(risk.model, source) if stochastic else nullcontext():
+                outputs = outputs_of(risk, what="an entropy")
             passes.append(torch.softmax(outputs.double(), 1).movedim(1, -1))
             if len(passes) == 2 and torch.equal(*passes):
                 return passes[:1]

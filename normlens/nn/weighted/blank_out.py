@@ -21,8 +21,8 @@ class Stochastic(nn.Module):
 def sampling(model: nn.Module, generator: torch.Generator) -> Iterator[nn.Module]:
     """Let every stochastic layer of a model draw from ``generator`` inside the block; outside they return their means.
 
-    Two passes inside differ, train and eval mode alike. The state of the generator is the caller's to save. Keep the
-    block as narrow as the training pass: what else calls the model inside it moves the generator.
+    Two passes inside differ, train and eval mode alike. The state of the generator is the caller's to save. A
+    lens and an ``EmpiricalRisk`` put it back after each of their passes; whatever else calls the model moves it.
 
     Args:
         model: anything that holds :class:`NSMLinear`, :class:`NSMConv` or :class:`BlankOut`.
