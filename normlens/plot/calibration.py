@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from normlens.plot.canvas import curve, name_runs, new_axes, note, stack, step_axis
 from normlens.plot.collect import Gathered, gather, select
@@ -26,7 +27,8 @@ def calibration(runs: Run | Mapping[str, Run], ax: Axes | None = None) -> Axes:
     """Draw the accuracy above the expected calibration error (both 0 to 1), each in three states, against steps.
 
     Dashed: without noise; dotted: under noise on the weights; solid: under the same noise after calibration of the
-    batch norms. Bands are one standard error, of the calibrated state alone; a cross marks a value that is not finite.
+    batch norms, left out where that changes nothing, as without batch norms. Bands are one standard error, of the
+    calibrated state alone; a cross marks a value that is not finite.
 
     Args:
         runs: one run, or several by name.
@@ -42,15 +44,11 @@ def calibration(runs: Run | Mapping[str, Run], ax: Axes | None = None) -> Axes:
         dress(panel)
         lines = {}
         for name, color, table in gathered.each():
-            for state, style in STATES.items():
-                rows = table[table["name"] == f"{kind}_{state}"]
-                x, y, error = (rows[column].to_numpy(float) for column in ("step", "value", "error"))
-                band = error if state == "calibrated" else None
-                lines[name] = curve(panel, x, y, error=band, color=color, style=style)
+            lines[name] = _states(panel, table, kind, color)
         if kind == "accuracy":
             name_runs(panel, lines, host=ax)
     panels[0].set_ylabel("accuracy:  - - clean\n— calibrated  ··· noisy")
-    panels[1].set_ylabel("ECE")
+    panels[1].set_ylabel("calibration\nerror (ECE)")
     step_axis(panels[-1])
     title(ax, _answer(gathered))
     note(ax, gathered.missing, what="calibration")
@@ -71,6 +69,19 @@ def calibration_data(runs: Run | Mapping[str, Run]) -> pd.DataFrame:
 
 def _read(run: Run) -> pd.DataFrame:
     return select(run, "calibration", *(f"{kind}_{state}" for kind in ("accuracy", "ece") for state in STATES))
+
+
+def _states(ax: Axes, table: pd.DataFrame, kind: str, color: str) -> Line2D:
+    """Draw each state of a run, and return the line of the last one."""
+    states = {state: table[table["name"] == f"{kind}_{state}"] for state in STATES}
+    noisy, calibrated = (states[state]["value"].to_numpy(float) for state in ("noisy", "calibrated"))
+    if np.array_equal(noisy, calibrated, equal_nan=True):  # it would hide what it has not changed
+        del states["calibrated"]
+    for state, rows in states.items():
+        x, y, error = (rows[column].to_numpy(float) for column in ("step", "value", "error"))
+        band = error if state == "calibrated" else None
+        line = curve(ax, x, y, error=band, color=color, style=STATES[state])
+    return line
 
 
 def _answer(gathered: Gathered) -> str:

@@ -95,7 +95,5 @@ def _answer(gathered: Gathered) -> str:
         part = f", {number(noise)} of them its own noise" if noise > 0 else "; nothing in it is random"
         return f"Unsure by {number(entropy)} nats in the end{part}"
     low, high = (pick(said, key=lambda name: said[name][0]) for pick in (min, max))
-    return (
-        f"Final entropy in nats: lowest {label(low, 24)} ({number(said[low][0])}), "
-        f"highest {label(high, 24)} ({number(said[high][0])})"
-    )
+    lowest, highest = (f"{label(name, 24)}\N{NO-BREAK SPACE}({number(said[name][0])})" for name in (low, high))
+    return f"Final entropy in nats: lowest {lowest}, highest {highest}"

@@ -93,6 +93,6 @@ def _answer(gathered: Gathered) -> str:
         return "The quantization error is not finite in any layer"
     worst = table.loc[table["value"].idxmax()]
     if worst["value"] <= 1:
-        return "No quantized batch norm is off by more than one step"
+        return "No quantized batch norm is off by more than 1 LSB"
     who = "" if len(gathered.runs) == 1 else f"{label(worst['run'], 24)}, "
-    return f"Largest error: {number(worst['value'])} steps, in {who}{label(worst['layer'], 28)}"
+    return f"Largest error: {number(worst['value'])} LSB, in {who}{label(worst['layer'], 28)}"

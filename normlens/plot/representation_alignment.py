@@ -25,8 +25,9 @@ ALIGNED = 1e-6
 def representation_alignment(runs: Run | Mapping[str, Run], ax: Axes | None = None) -> Axes:
     """Draw the share of the targets outside of the range of the Jacobian.
 
-    By all parameters (solid) and by the last layer's (dotted). Dimensionless: 0 where the data-architecture alignment
-    condition holds (Kawaguchi et al., 2022), 1 where no parameter moves the outputs towards the targets.
+    By all parameters (solid, disk) and by the last layer's (dotted, circle). Dimensionless: 0 where the
+    data-architecture alignment condition holds (Kawaguchi et al., 2022), 1 where no parameter moves the outputs towards
+    the targets.
 
     Args:
         runs: one run, or several by name.
@@ -42,10 +43,13 @@ def representation_alignment(runs: Run | Mapping[str, Run], ax: Axes | None = No
     for name, color, table in gathered.each():
         for kind, style in RESIDUALS.items():
             rows = table[table["name"] == kind]
-            if len(rows):
-                lines[name] = curve(ax, *(rows[c].to_numpy(float) for c in ("step", "value")), color=color, style=style)
+            if not len(rows):
+                continue
+            lines[name] = curve(ax, *(rows[c].to_numpy(float) for c in ("step", "value")), color=color, style=style)
+            if kind == "residual_last":  # a single step is a point, which has no style of a line
+                lines[name].set_markerfacecolor("none")
     kinds = set(gathered.table["name"])
-    both = "residual:  — all parameters  ··· last layer"
+    both = "residual:  — ● all parameters  ··· ○ last layer"
     one = "residual, all parameters" if "residual" in kinds else "residual, last layer"
     ax.set_ylabel(both if len(kinds) > 1 else one)
     top = 1.05 * max(0.1, _highest(gathered))

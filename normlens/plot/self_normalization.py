@@ -92,4 +92,5 @@ def _answer(gathered: Gathered) -> str:
         most = f"; most sensitive: {label(worst['layer'] or '(network)', 28)} ({number(worst['value'])})"
         return f"{normalizing} of {of} layers normalize their own gain away{most}"
     said = [f"{label(name, 24)} {row['sum']} of {row['size']}" for name, row in counts.iloc[:4].iterrows()]
+    said = [words.replace(" ", "\N{NO-BREAK SPACE}") for words in said]  # a count stays with its name
     return f"Layers that normalize their own gain away: {', '.join(said)}" + (" …" if len(counts) > 4 else "")

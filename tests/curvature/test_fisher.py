@@ -40,12 +40,12 @@ def test_with_the_models_own_labels_the_monte_carlo_fisher_converges_at_the_mont
     risk = risk_of(mlp())
     exact = fisher(risk).dense()
     errors = []
-    for samples in (100, 1600):
+    for samples in (25, 400):
         generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
         drawn = [fisher(risk, "mc", samples=samples, generator=generator).dense() for generator in generators]
         errors.append(sum(relative_error(one, exact) for one in drawn) / 3)
     assert 2.5 <= errors[0] / errors[1] <= 6.5  # sqrt(16) = 4
-    assert errors[1] < 0.05
+    assert errors[1] < 0.1
 
 
 def test_labels_are_drawn_once_for_all_products_and_leave_the_global_state_alone():

@@ -34,6 +34,14 @@ def test_dashed_is_clean_dotted_is_noisy_and_solid_is_calibrated(healthy_run):
             np.testing.assert_array_equal(line.get_ydata(), rows["value"])
 
 
+def test_a_calibration_that_changes_nothing_is_not_drawn(write_measurements):
+    steps = [measured(0.9, noisy, noisy, step) for step, noisy in ((0, 0.5), (10, math.nan))]
+    ax = calibration(write_measurements(steps), Figure().add_subplot())
+    for panel in ax.child_axes:
+        assert [line.get_linestyle() for line in panel.lines if len(line.get_xdata()) == 2] == ["--", ":"]
+        assert not panel.collections
+
+
 def test_the_band_is_one_standard_error_of_the_calibrated_accuracy(write_measurements):
     ax = calibration(write_measurements([measured(0.9, 0.5, 0.8, step) for step in (0, 10)]), Figure().add_subplot())
     (band,) = ax.child_axes[0].collections

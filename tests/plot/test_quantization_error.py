@@ -36,12 +36,12 @@ def test_the_thin_line_is_the_rms_of_rounding(healthy_run):
 
 def test_the_title_names_the_layer_with_the_largest_error(write_measurements):
     run = write_measurements([measured(0, a=9.0), measured(10, a=1.5, b=2.25)])
-    assert title(quantization_error(run, Figure().add_subplot())) == "Largest error: 2.25 steps, in b"
+    assert title(quantization_error(run, Figure().add_subplot())) == "Largest error: 2.25 LSB, in b"
     good = write_measurements([measured(0, a=0.9, b=1.0)])
-    said = "No quantized batch norm is off by more than one step"
+    said = "No quantized batch norm is off by more than 1 LSB"
     assert title(quantization_error(good, Figure().add_subplot())) == said
     both = quantization_error({"x": good, "y": run}, Figure().add_subplot())
-    assert title(both) == "Largest error: 2.25 steps, in y, b"
+    assert title(both) == "Largest error: 2.25 LSB, in y, b"
 
 
 def test_what_is_not_finite_is_counted_in_the_figure(write_measurements):

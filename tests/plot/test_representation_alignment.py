@@ -28,7 +28,7 @@ def test_all_parameters_are_solid_and_the_last_layer_dotted_with_ranks_in_the_ta
         np.testing.assert_array_equal(line.get_ydata(), rows["value"])
         assert rows["rank"].iloc[-1] == rank
         assert (rows["rows"] == size).all()
-    assert ax.get_ylabel() == "residual:  — all parameters  ··· last layer"
+    assert ax.get_ylabel() == "residual:  — ● all parameters  ··· ○ last layer"
 
 
 def test_one_kind_of_residual_alone_is_named_on_the_axis(write_measurements):
@@ -53,3 +53,10 @@ def test_the_title_says_how_much_is_out_of_reach(healthy_run, four_runs, write_m
 
 def test_a_residual_that_is_not_a_number_is_said(write_measurements):
     assert title(draw(run_of(write_measurements, residual=np.nan))) == "The residual is not a number"
+
+
+def test_of_a_single_step_the_last_layer_is_a_circle_and_all_parameters_a_disk(write_measurements):
+    ax = draw(run_of(write_measurements, residual=0.25, residual_last=0.5))
+    faces = {float(line.get_ydata()[-1]): line.get_markerfacecolor() for line in ax.lines}
+    assert faces[0.5] == "none"
+    assert faces[0.25] != "none"

@@ -40,7 +40,8 @@ def test_what_was_not_measured_is_said_with_the_reason(ask, write_measurements):
 
     probes = (
         "training_curve", "elimination", "activation_drift", "condition_number", "edge_of_stability",
-        "hessian_spectrum", "loss_surface",
+        "hessian_spectrum", "loss_surface", "weight_dynamics", "self_normalization", "representation_alignment",
+        "predictive_entropy", "calibration", "quantization_error",
     )  # fmt: skip
     starved = write_measurements([Measurement(0, probe, "starved", "would have cost 9 s") for probe in probes])
     question = ask({"run": starved})

@@ -54,7 +54,7 @@ def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path, told, log)
 @pytest.mark.parametrize("log", ["log", "no-log"])
 def test_a_hundred_killed_writers_lose_nothing_that_they_acknowledged(tmp_path, told, log):
     acknowledged = run_program(tmp_path, 100, 0.1, log)
-    assert sum(least > 0 for least in acknowledged) > 60
+    assert sum(least > 0 for least in acknowledged) > 30  # kills in mid-writing; fewer on a busy machine
     check_killed(tmp_path, told, acknowledged)
 
 
