@@ -19,6 +19,7 @@ from normlens.cli.errors import UnsupportedError, UsageError
 from normlens.cli.recipe import Optimization, augmentation, check_names, optimization, reparametrized
 from normlens.cli.variant import Variant, split_names, variants
 from normlens.data.images import ImageData
+from normlens.probes.edge_of_stability import EdgeOfStability
 from normlens.probes.hessian_spectrum import HessianSpectrum
 from normlens.probes.loss_surface import LossSurface
 from normlens.probes.representation_alignment import RepresentationAlignment
@@ -96,11 +97,17 @@ class Experiment:
         optimization = self._optimization(model, variant)
         settings: dict[str, Any] = {"every": self._every, "budget": self.options.budget, "min_runs": 2}
         with Lens(
-            model, nn.functional.cross_entropy, self._probe_batch(), probes=self.probes, out=out, name=name,
-            optimizer=optimization.optimizer, config=self._config(variant, optimization), seed=variant.seed, **settings,
+            model, nn.functional.cross_entropy, self._probe_batch(), probes=self._probes(optimization), out=out,
+            name=name, optimizer=optimization.optimizer, config=self._config(variant, optimization), seed=variant.seed,
+            **settings,
         ) as lens:  # fmt: skip
             self._loop(model, optimization, lens, variant, name)
         return out
+
+    def _probes(self, optimization: Optimization) -> list[Probe]:
+        """Leave out, unless it was asked for, what has no answer where transforms change the step."""
+        unknown = bool(optimization.transforms) and not self.options.probes
+        return [probe for probe in self.probes if not (unknown and isinstance(probe, EdgeOfStability))]
 
     def _loop(self, model: nn.Module, how: Optimization, lens: Lens, variant: Variant, name: str) -> None:
         o = self.options

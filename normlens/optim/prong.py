@@ -39,6 +39,9 @@ class PRONG(Transform):
     was made for; the change of coordinates is exact all the same. Of an input ``(*, C)`` of a linear layer every row is
     a sample. Statistics are of passes in train mode with gradients enabled that a step is from, in one process.
 
+    The learning rate is that of V: inputs of a variance below 1 become larger, so that it has to be smaller than W's.
+    On digits with momentum 0.9 a CNN trains at 0.003, where SGD is slow, and diverges at 0.01.
+
     No other transform of the same optimizer sees W in its hooks. Where an optimizer fails within its step the model is
     left with V and d; ``remove`` puts W and b back, and so does the next step, which then refuses its gradients.
 

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import argparse
 
+import pytest
 import torch
 
 from normlens.catalog import load, names
 from normlens.cli.experiment import plan
+from normlens.probes.edge_of_stability import EdgeOfStability
 
 
 def options(**changes) -> argparse.Namespace:
@@ -52,3 +54,13 @@ def test_surface_density_and_alignment_are_measured_after_the_last_step_alone():
     assert spectrum.density_probes >= 2
     assert "surface, density and alignment after the last" in experiment.describe()
     assert "surface" not in plan(options(probes="training_curve")).describe()
+
+
+@pytest.mark.parametrize(("probes", "optimizer", "measured"), [
+    (None, "bnp", False), (None, "sgd", True), ("edge_of_stability", "bnp", True),
+])  # fmt: skip
+def test_the_edge_of_stability_of_a_transformed_step_is_measured_only_when_asked_for(probes, optimizer, measured):
+    experiment = plan(options(norm="none", optimizer=optimizer, probes=probes, seeds="0"))
+    (variant,) = experiment.variants
+    chosen = experiment._probes(experiment._optimization(experiment._build(variant), variant))
+    assert any(isinstance(probe, EdgeOfStability) for probe in chosen) == measured
