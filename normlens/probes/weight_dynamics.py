@@ -11,18 +11,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from normlens.curvature.hessian import hessian
+from normlens.curvature.lanczos import eigsh
 from normlens.nn.vocabulary import is_normalization
 from normlens.probes.input_span import weight_span_decomposition
 from normlens.probes.module_kinds import is_weight_layer
 from normlens.probes.one_batch import at_the_mean, first_batch, training
 from normlens.probes.weight_balance import weight_balance
+from normlens.risk import EmpiricalRisk
 from normlens.run.probe import Step
 from normlens.run.reading import Reading
+from normlens.typing import Named
 
 __all__ = ["WeightDynamics"]
 
 _WIDEST = 1024  # numbers that enter a unit, beyond which the inputs' span would cost seconds
 _LEAVES = ("weight", "weight_v", "weight_orig", "parametrizations.weight.original", "parametrizations.weight.original1")
+
+
+_INVARIANT = 1e-3  # the cosine of weight and gradient below which the weight's length has no say
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,9 @@ class WeightDynamics:
       momentum, :math:`\sqrt{2\eta\lambda/(1+\alpha)}` with it,
     * ``orthogonal_energy`` :math:`\|W P_\perp\|^2/\|W\|^2`, the share that no gradient on these data changes: SGD
       leaves it, weight decay shrinks it; of layers with up to 1024 numbers entering a unit,
+    * if asked for, ``spherical_sharpness`` :math:`\|w\|^2\lambda_{max}(\nabla_w^2 L)` of a scale-invariant weight (to
+      ``invariance`` 0.001): the sharpness at unit length, which gradient descent with weight decay drives to about
+      :math:`2 / (\eta/\|w\|^2)`; with its residual as error,
 
     and of the network, where its layers form chains between which channels can be rescaled (ReLU, pooling, batch norm):
     ``enorm_gap`` :math:`(\|\theta\|^2 - \min_D\|D\theta\|^2) / \|\theta\|^2` of the weights with the same function, and
@@ -50,18 +60,22 @@ class WeightDynamics:
     would not follow the weight's length. Of a reparametrized weight it is the parameter behind it that is measured.
 
     Source: van Laarhoven, arXiv:1706.05350; Wan et al., NeurIPS 2021, arXiv:2006.08419 (equilibrium); Liu et al.,
-    arXiv:2102.03497 (orthogonal energy); Stock et al., ICLR 2019, arXiv:1902.10416 (equi-normalization).
+    arXiv:2102.03497 (orthogonal energy); Stock et al., ICLR 2019, arXiv:1902.10416 (equi-normalization); Lyu, Li and
+    Arora, NeurIPS 2022, arXiv:2206.07085 (spherical sharpness).
 
     Args:
         samples: how many of the probe data.
+        sharpness: whether the spherical sharpness is measured, at up to 60 products of three gradients a layer.
     """
 
     samples: int = 256
+    sharpness: bool = False
     uses_update: ClassVar[bool] = True
 
     def cost(self, step: Step) -> float:
         """A gradient, a forward pass, orthogonal decompositions of the inputs, and sweeps over the weights."""
-        return 8.0
+        layers = len(list(_weights(step))) if self.sharpness else 0
+        return 8.0 + 90 * layers
 
     def __call__(self, step: Step) -> Iterable[Reading]:
         """Measure at ``step``.
@@ -80,6 +94,8 @@ class WeightDynamics:
         risk = first_batch(step.risk, self.samples)
         with at_the_mean(risk.model), training(risk.model, is_normalization):
             gradient = risk.gradient()
+            if self.sharpness:
+                yield from _spherical_sharpness(risk, weights, gradient, step.generator)
         n = risk.samples
         for weight in weights:
             yield from _size(weight, gradient[weight.name].double(), n)
@@ -108,10 +124,27 @@ def _weights(step: Step) -> Iterator[_Weight]:
                 yield _Weight(layer, name, parameters[name].detach().double(), groups[id(parameters[name])])
 
 
+def _spherical_sharpness(
+    risk: EmpiricalRisk, weights: list[_Weight], gradient: Named, generator: torch.Generator
+) -> list[Reading]:
+    found = []
+    for weight in weights:
+        if _invariance(weight, gradient[weight.name].double()) < _INVARIANT:
+            block = hessian(risk.select([weight.name]), check=False)
+            pairs = eigsh(block, 1, "LA", tol=1e-2, max_matvecs=60, generator=generator)
+            value, error = (float(weight.values.norm() ** 2 * v[0]) for v in (pairs.values, pairs.residuals))
+            found.append(Reading("spherical_sharpness", value, error=error, layer=weight.layer, n=risk.samples))
+    return found
+
+
+def _invariance(weight: _Weight, gradient: Tensor) -> float:
+    lengths = float(weight.values.norm()) * float(gradient.norm())
+    return abs(float((weight.values * gradient).sum())) / lengths if lengths != 0 else math.nan
+
+
 def _size(weight: _Weight, gradient: Tensor, n: int) -> Iterator[Reading]:
     norm, slope = float(weight.values.norm()), float(gradient.norm())
-    radial = abs(float((weight.values * gradient).sum()))
-    invariance = radial / (norm * slope) if norm * slope != 0 else math.nan
+    invariance = _invariance(weight, gradient)
     yield Reading("norm", norm, layer=weight.layer)
     yield Reading("effective_rate", float(weight.group["lr"]) / norm**2 if norm else math.inf, layer=weight.layer)
     yield Reading("invariance", invariance, layer=weight.layer, n=n)

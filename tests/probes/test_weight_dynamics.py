@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from normlens.probes.weight_dynamics import WeightDynamics, angle, equilibrium_a
 from normlens.risk import EmpiricalRisk
 from normlens.run.measure import Activations
 from normlens.run.probe import Previous, Step
+from support.curvature import dense_hessian
 
 EPS = torch.finfo(torch.float64).eps
 TINY = 1e-300
@@ -68,6 +70,21 @@ def test_the_effective_gradient_of_a_scale_invariant_weight_does_not_depend_on_i
     assert after["0", "effective_gradient"].value == pytest.approx(before["0", "effective_gradient"].value, rel=1e-10)
     assert after["0", "norm"].value == pytest.approx(7 * before["0", "norm"].value, rel=1e-14)
     assert after["0", "effective_rate"].value == pytest.approx(before["0", "effective_rate"].value / 49, rel=1e-13)
+
+
+@pytest.mark.parametrize("factor", [1.0, 4.0])
+def test_the_spherical_sharpness_is_that_of_the_dense_block_and_does_not_depend_on_the_length(factor):
+    model = network()
+    block = dense_hessian(copy.deepcopy(model).train(), functional.cross_entropy, X, Y)[:30, :30]
+    expected = float(torch.linalg.eigvalsh(block)[-1] * model[0].weight.detach().square().sum())
+    with torch.no_grad():
+        model[0].weight *= factor
+    found = read(model, sgd(model), sharpness=True)
+    reading = found["0", "spherical_sharpness"]
+    assert reading.value == pytest.approx(expected, abs=reading.error + 1e-10 * expected, rel=0)
+    assert 0 < reading.error <= 0.02 * expected
+    assert ("3", "spherical_sharpness") not in found, "the head is not scale-invariant"
+    assert ("0", "spherical_sharpness") not in read(model, sgd(model)), "it costs, and is measured when asked for"
 
 
 def test_the_effective_rate_is_that_of_each_group_and_other_parameters_are_left_out():
