@@ -23,6 +23,7 @@ from normlens.probes.edge_of_stability import EdgeOfStability
 from normlens.probes.hessian_spectrum import HessianSpectrum
 from normlens.probes.loss_surface import LossSurface
 from normlens.probes.representation_alignment import RepresentationAlignment
+from normlens.random_state import preserved_random_state
 from normlens.run.errors import RunExistsError
 from normlens.run.lens import Lens
 from normlens.run.probe import Probe
@@ -91,7 +92,11 @@ class Experiment:
         return run_path(self.options.out / variant.file)
 
     def train(self, variant: Variant) -> Path:
-        """Train one model with a lens on and return the file of its run."""
+        """Train one model with a lens on and return the file of its run; what draws globally draws from its seed."""
+        with preserved_random_state(variant.seed):
+            return self._train(variant)
+
+    def _train(self, variant: Variant) -> Path:
         out, name = self._file(variant), variant.label(self.varying)
         model = self._build(variant).to(self.options.device)
         optimization = self._optimization(model, variant)
@@ -125,7 +130,8 @@ class Experiment:
                 bar.set_postfix_str(f"loss {loss.item():.3f}, test {accuracy:.1%}, lens +{lens.overhead:.0%}")
 
     def _step(self, model: nn.Module, how: Optimization, batch: tuple[Tensor, Tensor]) -> Tensor:
-        x, y = (part.to(self.options.device) for part in batch)
+        device = next(model.parameters()).device
+        x, y = (part.to(device) for part in batch)
         loss = nn.functional.cross_entropy(model(x), y)
         how.optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -175,8 +181,9 @@ class Experiment:
         images, labels = self.data.train
         smallest = len(images) % self.options.batch_size or self.options.batch_size
         try:
-            trial = self._build(variant)
-            self._step(trial.cpu(), self._optimization(trial, variant), (images[:smallest], labels[:smallest]))
+            with preserved_random_state():
+                trial = self._build(variant)
+                self._step(trial, self._optimization(trial, variant), (images[:smallest], labels[:smallest]))
         except (ValueError, TypeError, RuntimeError) as error:
             what = f"model {self.options.model} with norm {variant.label(self.varying)}"
             raise UnsupportedError(f"{what}: {error}") from error

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from normlens.cli.main import main
 from normlens.run.errors import RunError
@@ -50,6 +51,17 @@ def test_optimizers_weights_schedules_and_augmentations_are_run_in_every_combina
     config = open_run(tmp_path / "none-adamw+bnp-legw-apr_pair-seed0").header["config"]
     assert config["optimizer"] == "AdamW(lr=0.05) + BNP"
     assert (config["schedule"], config["augment"], config["weights"]) == ("legw", "apr_pair", "none")
+
+
+def test_layers_that_draw_as_dropout_does_draw_from_the_seed_and_leave_the_global_state_alone(tmp_path):
+    losses, before = [], torch.random.get_rng_state()
+    for folder, norms in (("a", "independent_component"), ("b", "none,independent_component")):
+        arguments = ["run", *SHORT, "--norm", norms, "--probes", "training_curve", "--out", str(tmp_path / folder)]
+        assert main([*arguments, "--quiet"]) == 0
+        frame = open_run(tmp_path / folder / "independent_component-seed0").frame("training_curve")
+        losses.append(frame["value"].tolist())
+    assert losses[0] == losses[1]
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.slow
