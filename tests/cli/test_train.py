@@ -54,14 +54,17 @@ def test_optimizers_weights_schedules_and_augmentations_are_run_in_every_combina
 
 
 def test_layers_that_draw_as_dropout_does_draw_from_the_seed_and_leave_the_global_state_alone(tmp_path):
-    losses, before = [], torch.random.get_rng_state()
-    for folder, norms in (("a", "independent_component"), ("b", "none,independent_component")):
-        arguments = ["run", *SHORT, "--norm", norms, "--probes", "training_curve", "--out", str(tmp_path / folder)]
-        assert main([*arguments, "--quiet"]) == 0
-        frame = open_run(tmp_path / folder / "independent_component-seed0").frame("training_curve")
-        losses.append(frame["value"].tolist())
+    losses = []
+    with torch.random.fork_rng(devices=[]):
+        for number, norms in enumerate(("independent_component", "none,independent_component")):
+            torch.manual_seed(number)
+            before, out = torch.random.get_rng_state(), tmp_path / str(number)
+            arguments = ["run", *SHORT, "--norm", norms, "--probes", "training_curve", "--out", str(out), "--quiet"]
+            assert main(arguments) == 0
+            assert torch.equal(torch.random.get_rng_state(), before)
+            frame = open_run(out / "independent_component-seed0").frame("training_curve")
+            losses.append(frame["value"].tolist())
     assert losses[0] == losses[1]
-    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.slow
