@@ -97,15 +97,16 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _features(points: Tensor) -> Tensor:
-    return torch.cat([points, points.square()], dim=1)
+    return torch.cat([points, points * points], dim=1)
 
 
 def _expect(features: Tensor, mixture: Mixture) -> Tensor:
     alive, precision = mixture.weight > 0, mixture.var.reciprocal()
     log_weight = torch.where(alive, mixture.weight, 1.0).log().masked_fill(~alive, -math.inf)
-    constant = (mixture.mean.square() * precision + mixture.var.log()).sum(2, keepdim=True)
-    slopes = torch.cat([mixture.mean * precision, -0.5 * precision], dim=2)
-    return (slopes @ features + (log_weight - 0.5 * constant)).softmax(dim=1)
+    slope = mixture.mean * precision
+    constant = (mixture.mean * slope + mixture.var.log()).sum(2, keepdim=True)
+    slopes = torch.cat([slope, -0.5 * precision], dim=2)
+    return torch.baddbmm(log_weight - 0.5 * constant, slopes, features).softmax(dim=1)
 
 
 def _maximize(features: Tensor, r: Tensor) -> Mixture:
@@ -132,7 +133,7 @@ def component_moments(points: Tensor, r: Tensor) -> Mixture:
     total = r.sum(2, keepdim=True)
     share = r / torch.where(total > 0, total, 1.0)
     mean = share @ points.mT
-    one_pass = share @ points.square().mT - mean.square()
+    one_pass = share @ (points * points).mT - mean.square()
     value = _variance_in_two_passes(points.detach(), share.detach(), mean.detach())
     return Mixture(total / r.shape[2], mean, value + (one_pass - one_pass.detach()))
 
@@ -152,7 +153,7 @@ def standardize_by_mixture(points: Tensor, r: Tensor, mixture: Mixture, eps: flo
     alive = mixture.weight > 0  # a dead component has no points; its gain only must be finite
     weight, var = torch.where(alive, mixture.weight, 1.0), torch.where(alive, mixture.var + eps, 1.0)
     gain = (weight * var).rsqrt()
-    return points * (gain.mT @ r) - (gain * mixture.mean).mT @ r
+    return torch.baddbmm(points * (gain.mT @ r), (gain * mixture.mean).mT, r, alpha=-1)
 
 
 def match(fitted: Mixture, running: Mixture, var: Tensor) -> Mixture:

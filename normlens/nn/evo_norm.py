@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from normlens.nn.base import RunningNormalization
-from normlens.nn.functional import Moments, group_moments, instance_moments, per_channel, promote
+from normlens.nn.functional import Moments, instance_moments, moments, per_channel, promote, split_groups
 from normlens.nn.functional import affine as scale_and_shift
 from normlens.nn.group_norm import default_groups
 from normlens.nn.switchable_norm import pooled_moments
@@ -37,7 +37,7 @@ class EvoNorm(RunningNormalization):
     Args:
         num_features: ``C``, the channels at dimension 1.
         batch_based: B0 rather than S0; only it keeps running statistics.
-        groups: of S0, a divisor of ``num_features``; None for as many up to 32 as leave two channels to each.
+        groups: of S0, a divisor of ``num_features``; None for as many up to 32 as leave four channels to each.
         eps: added to the variances; with 0 a constant group or channel has no finite gradient.
         momentum: B0: weight of the newest batch in the running statistics; None averages all batches alike.
         affine: whether there are ``weight`` and ``bias``; ``v`` stays.
@@ -90,14 +90,15 @@ class EvoNorm(RunningNormalization):
         """Normalize and activate ``(N, C, *spatial)``; in train mode the running statistics of B0 move."""
         self.check_input(x)
         wide = promote(x)
-        y = self._by_batch(wide) if self.batch_based else self._by_sample(wide)
-        return scale_and_shift(y, None, self.bias).to(x.dtype)
+        return (self._by_batch(wide) if self.batch_based else self._by_sample(wide)).to(x.dtype)
 
     def _by_sample(self, x: Tensor) -> Tensor:
         count = x.shape[1:].numel() // self.groups
         self.check_count(count, x, unit="group", advice="use fewer groups or an input with space")
-        scale = (group_moments(x, self.groups).var + self.eps).rsqrt()
-        return x * torch.sigmoid(scale_and_shift(x, self.v, None)) * scale_and_shift(scale, self.weight, None)
+        grouped = split_groups(x, self.groups)
+        scale = (moments(grouped, tuple(range(2, grouped.dim()))).var + self.eps).rsqrt()
+        active = split_groups(x * torch.sigmoid(scale_and_shift(x, self.v, None)), self.groups)
+        return scale_and_shift((active * scale).reshape(x.shape), self.weight, self.bias)
 
     def _by_batch(self, x: Tensor) -> Tensor:
         maps = x if x.dim() > 2 else x.unsqueeze(2)  # without space: one position
@@ -109,7 +110,7 @@ class EvoNorm(RunningNormalization):
         of_instance = (instance.var + self.eps).sqrt()
         over = torch.relu(scale_and_shift(maps, self.v, None) + (of_instance - of_batch))
         inverse = (of_batch + over).reciprocal()  # of the maximum; torch.maximum and a quotient take twice the time
-        return (scale_and_shift(maps, self.weight, None) * inverse).reshape(x.shape)
+        return scale_and_shift((scale_and_shift(maps, self.weight, None) * inverse).reshape(x.shape), None, self.bias)
 
     def _batch_var(self, instance: Moments, x: Tensor) -> Tensor:
         if self.running_var is not None and not self.training:

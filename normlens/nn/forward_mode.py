@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["has_tangent"]
+__all__ = ["has_tangent", "in_forward_mode"]
 
 
 def has_tangent(*tensors: Tensor | None) -> bool:
@@ -17,3 +17,11 @@ def has_tangent(*tensors: Tensor | None) -> bool:
     """
     present = (tensor for tensor in tensors if tensor is not None)
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in present)  # type: ignore[no-untyped-call]
+
+
+def in_forward_mode() -> bool:
+    """Whether anything at all is being differentiated in forward mode, at whatever level.
+
+    So it is also where :func:`has_tangent` sees nothing, in ``jvp(grad(f))`` and ``jvp(jacrev(f))``.
+    """
+    return forward_ad._current_level >= 0

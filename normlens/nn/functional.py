@@ -179,9 +179,11 @@ def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
     The output has the dtype of ``x``, whatever that of the parameters.
     """
-    if weight is not None:
-        x = x * per_channel(weight.to(x.dtype), x)
-    return x if bias is None else x + per_channel(bias.to(x.dtype), x)
+    gain = None if weight is None else per_channel(weight.to(x.dtype), x)
+    shift = None if bias is None else per_channel(bias.to(x.dtype), x)
+    if gain is None:
+        return x if shift is None else x + shift
+    return x * gain if shift is None else torch.addcmul(shift, x, gain)
 
 
 def affine_standardize(

@@ -18,6 +18,7 @@ from normlens.nn.functional import (
     moments,
     promote,
 )
+from normlens.nn.mixture_standardization import standardize_by_components
 from normlens.nn.running import update_running
 
 __all__ = ["MixtureNorm"]
@@ -145,9 +146,17 @@ class MixtureNorm(RunningNormalization):
         scale = (var.clamp_min(torch.finfo(var.dtype).tiny) + self.eps).sqrt()  # a constant channel has no say in r
         unit = (centered if self.grad_through == "all" else centered.detach()) / scale
         r = em.fit_responsibilities(unit, self.components, iterations=self.iterations, min_weight=self.min_weight)
+        y, fitted = self._standardize(centered, r)
+        self._track(fitted, center.detach(), var.detach(), points.shape[2])
+        return y
+
+    def _standardize(self, centered: Tensor, r: Tensor) -> tuple[Tensor, em.Mixture]:
+        """Return the output and the moments of the components, as constants."""
+        if self.grad_through == "stats":
+            return standardize_by_components(centered, r, self.eps)
         fitted = em.component_moments(centered.detach() if self.grad_through == "none" else centered, r)
-        self._track(em.Mixture(*(part.detach() for part in fitted)), center.detach(), var.detach(), points.shape[2])
-        return em.standardize_by_mixture(centered, r, fitted, self.eps)
+        y = em.standardize_by_mixture(centered, r, fitted, self.eps)
+        return y, em.Mixture(*(part.detach() for part in fitted))
 
     def _by_running(self, points: Tensor, running: em.Mixture) -> Tensor:
         mixture = em.prune(running, self.min_weight)

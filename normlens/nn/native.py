@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from normlens.nn.forward_mode import has_tangent
+from normlens.nn.forward_mode import has_tangent, in_forward_mode
 from normlens.nn.functional import affine, cast, mean_square, per_channel, promote, sample_dims
+from normlens.nn.rms_rows import has_kernel, rms_rows
 
 __all__ = ["batch_norm", "group_norm", "rms_norm"]
 
@@ -67,8 +68,11 @@ def _group_norm_of_rows(wide: Tensor, groups: int, weight: Tensor | None, bias: 
     """Group norm without space, where a group is a row of memory, by the kernel for rows, several times as fast.
 
     That kernel is wrong by up to 80 % where forward mode is within another derivative, ``grad(jvp)`` or ``jvp(jvp)``,
-    hence not for tensors with a tangent; and given a weight by as much under ``jvp(jacrev)``, hence without.
+    hence not for tensors with a tangent; and given a weight by as much under ``jvp(jacrev)``, hence with one only where
+    there is no forward mode at all.
     """
+    if groups == 1 and not in_forward_mode():
+        return F.layer_norm(wide, wide.shape[1:], cast(weight, wide), cast(bias, wide), eps)
     rows = wide.view(len(wide), groups, -1)
     return affine(F.layer_norm(rows, rows.shape[2:], None, None, eps).view_as(wide), weight, bias)
 
@@ -76,5 +80,8 @@ def _group_norm_of_rows(wide: Tensor, groups: int, weight: Tensor | None, bias: 
 def rms_norm(x: Tensor, weight: Tensor | None, *, eps: float) -> Tensor:
     """Root mean square norm of ``(N, C, *spatial)`` over channels and space, in at least float32; scale per channel."""
     wide = promote(x)
+    if weight is not None and has_kernel(wide, weight):
+        columns = weight.to(wide.dtype).view(-1, 1).expand(wide.shape[1], wide[0, 0].numel()).reshape(-1)
+        return rms_rows(wide.flatten(1).contiguous(), columns, eps).view_as(wide).to(x.dtype)
     inverse = (mean_square(wide, sample_dims(wide)) + eps).rsqrt()
     return (wide * (inverse if weight is None else inverse * per_channel(weight.to(wide.dtype), wide))).to(x.dtype)

@@ -6,7 +6,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import grad, jvp
 
-from normlens.nn.forward_mode import has_tangent
+from normlens.nn.forward_mode import has_tangent, in_forward_mode
 
 
 def told(f, *at):
@@ -39,3 +39,18 @@ def test_one_of_several_is_enough_and_a_dual_number_is_seen():
 def test_a_compiled_function_is_not_broken_up():
     f = torch.compile(lambda x: x + has_tangent(x), fullgraph=True, backend="eager")
     assert torch.equal(f(torch.zeros(2)), torch.zeros(2))
+
+
+def test_forward_mode_is_seen_at_whatever_level_it_is():
+    seen = []
+
+    def f(x):
+        seen.append(in_forward_mode())
+        return x.square().sum()
+
+    x = torch.ones(3)
+    f(x), grad(f)(x), jvp(f, (x,), (x,)), jvp(grad(f), (x,), (x,)), grad(lambda x: jvp(f, (x,), (x,))[1])(x)
+    with forward_ad.dual_level():
+        f(x)
+    f(x)
+    assert seen == [False, False, True, True, True, True, False]
