@@ -54,7 +54,7 @@ class _RmsRows(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         if torch.is_grad_enabled() or has_tangent(gradients[0], x, weight):
             return *_spelled_out(gradients[0], x, weight, ctx.eps), None
-        return *_by_kernel(gradients[0].contiguous(), x, weight, inverse), None
+        return *_by_kernel(gradients[0], x, weight, inverse), None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
