@@ -3,5 +3,16 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, submodules=["moments"], submod_attrs={"moments": ["Moments"]}
+    __name__,
+    submodules=[
+        "divergence",
+        "entropy",
+        "fisher_vector",
+        "gaussian_mixture",
+        "histogram",
+        "modality",
+        "moments",
+        "mutual_information",
+    ],
+    submod_attrs={"histogram": ["AsinhGrid", "Histogram"], "moments": ["Moments"]},
 )

@@ -1,0 +1,144 @@
+"""Distances between distribution functions agree with SciPy on the raw values, and never beyond their stated error."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from normlens.estimate import Estimate
+from normlens.information.divergence import energy, kolmogorov_smirnov, wasserstein
+from normlens.information.divergence.cumulative import kolmogorov_smirnov_of, wasserstein_of
+from normlens.information.histogram import AsinhGrid, Histogram
+
+N, CHANNELS = 4096, 6
+
+SHAPES = {
+    "normal": lambda u: u,
+    "rectified": torch.relu,
+    "mostly_zero": lambda u: (u - 1).relu(),
+    "heavy_tails": lambda u: torch.from_numpy(stats.t(3).ppf(stats.norm.cdf(u))),
+    "exponential": lambda u: torch.from_numpy(stats.expon.ppf(stats.norm.cdf(u))),
+    "far_from_zero": lambda u: 1000 + u,
+    "two_modes": lambda u: u / 4 + u.sign(),
+}
+MOVES = {"shift": (0.5, 1.0), "far": (5.0, 1.0), "very_far": (100.0, 1.0), "wider": (0.0, 2.0), "both": (-1.0, 0.5)}
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def pair(x: Tensor, y: Tensor) -> tuple[Histogram, Histogram]:
+    grid = AsinhGrid.around(x.double().mean(0), x.double().std(0))
+    return Histogram.of(x, grid), Histogram.of(y, grid)
+
+
+def scipy_of(distance, x: Tensor, y: Tensor) -> np.ndarray:
+    return np.array([distance(x[:, c].double().numpy(), y[:, c].double().numpy()) for c in range(x.shape[1])])
+
+
+def largest_gap(a: np.ndarray, b: np.ndarray) -> float:
+    return float(stats.ks_2samp(a, b, method="asymp").statistic)
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+@pytest.mark.parametrize("name", SHAPES)
+def test_distances_are_scipy_s_on_the_raw_values_within_one_percent(name, move):
+    """Of a gap, up to 0.002 hides within a bin (0.005 between narrow modes): 1 % of 0.2, an 18th of the null floor."""
+    shape, (shift, scale) = SHAPES[name], move
+    x, u = shape(normal(N, CHANNELS)), normal(N, CHANNELS, seed=1)
+    y = shape(scale * u + shift) if name in ("rectified", "mostly_zero") else scale * shape(u) + shift
+    h1, h2 = pair(x, y)
+    w1 = scipy_of(stats.wasserstein_distance, x, y)
+    ks = scipy_of(largest_gap, x, y)
+    assert wasserstein(h1, h2).value == pytest.approx(w1.mean(), rel=0.01)
+    assert energy(h1, h2).value == pytest.approx(scipy_of(stats.energy_distance, x, y).mean(), rel=0.01)
+    hidden = 0.005 if name == "two_modes" else 0.002
+    assert kolmogorov_smirnov(h1, h2).value == pytest.approx(ks.mean(), rel=0.01, abs=hidden)
+    for found, exact in ((wasserstein_of(h1, h2), w1), (kolmogorov_smirnov_of(h1, h2), ks)):
+        value, bound = (tensor.numpy() for tensor in found)
+        assert (np.abs(value - exact) <= bound + 1e-9).all()
+    assert (kolmogorov_smirnov_of(h1, h2)[0].numpy() <= ks + 1e-9).all()
+
+
+@pytest.mark.parametrize("spread", [(0, 1), (50, 1), (3000, 1), (0, 1e5), (-1e4, 1e-3)], ids=str)
+def test_what_bins_cannot_resolve_is_within_the_error_that_they_state(spread):
+    mean, std = spread
+    x, y = normal(N, CHANNELS).float(), (mean + std * normal(N, CHANNELS, seed=1)).float()
+    h1, h2 = pair(x, y)
+    for measure, exact in ((wasserstein, stats.wasserstein_distance), (kolmogorov_smirnov, largest_gap)):
+        found = measure(h1, h2)
+        assert abs(found.value - scipy_of(exact, x, y).mean()) <= found.error + 1e-6 * abs(found.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_precision_gives_the_distance_of_its_own_values(dtype):
+    x, y = normal(N, 2).to(dtype), (normal(N, 2, seed=1) * 1.5 + 1).to(dtype)
+    h1, h2 = pair(x, y)
+    assert wasserstein(h1, h2).value == pytest.approx(scipy_of(stats.wasserstein_distance, x, y).mean(), rel=0.01)
+    # Ties of bfloat16, 1/128 of a value apart, come in steps that a bin smooths: half of its share.
+    gap = kolmogorov_smirnov(h1, h2)
+    assert abs(gap.value - scipy_of(largest_gap, x, y).mean()) <= gap.error
+
+
+@pytest.mark.parametrize("bins", [1, 7, 300, -20])
+def test_a_shift_by_whole_bins_of_far_values_is_found_to_the_last_digit(bins):
+    """W1 of two single values is their distance, here of the middles of their bins."""
+    grid = AsinhGrid(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    middles = (grid.edges[0, 1:] + grid.edges[0, :-1]) / 2
+    start = 100 if bins > 0 else 400
+    a, b = middles[start], middles[start + bins]
+    h1, h2 = (Histogram.of(at.expand(50, 1), grid) for at in (a, b))
+    assert wasserstein(h1, h2).value == pytest.approx(abs(b - a).item(), rel=1e-9)
+    assert kolmogorov_smirnov(h1, h2).value == 1
+
+
+@pytest.mark.parametrize("measure", [wasserstein, kolmogorov_smirnov, energy])
+def test_a_sample_is_at_no_distance_from_itself_and_both_ways_are_equally_long(measure):
+    h1, h2 = pair(normal(500, 3), normal(400, 3, seed=1).relu())
+    assert measure(h1, h1).value == 0
+    assert measure(h1, h2).value == measure(h2, h1).value > 0
+
+
+def test_wasserstein_obeys_the_triangle_inequality_and_scales_with_the_units():
+    x, y, z = normal(500, 3), normal(500, 3, seed=1) + 2, normal(500, 3, seed=2).exp()
+    grid = AsinhGrid.around(x.mean(0), x.std(0))
+    a, b, c = (Histogram.of(v, grid) for v in (x, y, z))
+    one, other, both = (wasserstein_of(*p)[0] for p in ((a, b), (b, c), (a, c)))
+    assert (both <= one + other + 1e-12).all()
+    scaled = AsinhGrid(grid.center * 8, grid.scale * 8)
+    np.testing.assert_allclose(wasserstein_of(Histogram.of(x * 8, scaled), Histogram.of(y * 8, scaled))[0], 8 * one)
+
+
+def test_the_share_that_becomes_zero_is_the_gap():
+    x = normal(1000, 1).abs() + 0.5
+    y = x.clone()
+    y[:300] = 0
+    h1, h2 = pair(x, y)
+    assert kolmogorov_smirnov(h1, h2).value == pytest.approx(0.3, abs=1e-12)
+    assert wasserstein(h1, h2).value == pytest.approx(x[:300].sum().item() / 1000, rel=0.01)
+
+
+@pytest.mark.parametrize("measure", [wasserstein, kolmogorov_smirnov, energy])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_makes_the_distance_nan(measure, bad):
+    x, y = normal(50, 2), normal(50, 2, seed=1)
+    y[3, 1] = bad
+    h1, h2 = pair(x, y)
+    assert math.isnan(measure(h1, h2).value)
+    assert math.isnan(measure(h2, h1).value)
+
+
+@pytest.mark.parametrize("measure", [wasserstein, kolmogorov_smirnov, energy])
+def test_an_estimate_knows_what_it_cost_and_other_grids_are_refused(measure):
+    x, y = normal(50, 2), normal(70, 2, seed=1)
+    found = measure(*pair(x, y))
+    assert isinstance(found, Estimate)
+    assert found.cost == 240
+    with pytest.raises(ValueError, match="histograms must share one grid"):
+        measure(pair(x, y)[0], pair(y, x)[0])
