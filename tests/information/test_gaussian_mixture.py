@@ -127,6 +127,15 @@ def test_the_same_generator_gives_the_same_mixture_to_the_bit_and_the_global_one
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_of_several_starts_the_best_goes_on():
+    """Five clusters: a single start now and then puts two seeds into one of them, which costs half a nat and more."""
+    x = normal(600, 40) + 12 * (torch.arange(600) % 5)[:, None] ** 1.5
+    one, six = (fit(x, 5, restarts=r, bins=256).log_likelihood for r in (1, 6))
+    best = six.amax()
+    assert (one < best - 0.3).sum() >= 1
+    assert (six < best - 0.3).sum() == 0
+
+
 def test_channels_do_not_depend_on_how_many_are_fitted_together(monkeypatch):
     x = channels()[:, :4]
     whole = fit(x, 2)

@@ -195,7 +195,7 @@ def test_strided_values_are_enough_and_not_too_many_and_of_all_columns(shape):
 def test_histograms_of_other_grids_and_widths_are_refused():
     x = normal(20, 2)
     h = Histogram.of(x, grid_of(x))
-    with pytest.raises(ValueError, match=r"must share one grid; these differ: make both with the same"):
+    with pytest.raises(ValueError, match=r"must share one grid; these differ: make both by Histogram"):
         h.merge(Histogram.of(x, grid_of(x * 2)))
     with pytest.raises(ValueError, match=r"values must have the grid's 2 channels last; got \(20, 3\)"):
         Histogram.of(normal(20, 3), h.grid)

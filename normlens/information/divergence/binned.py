@@ -10,7 +10,7 @@ from normlens.estimate import Estimate
 from normlens.information.divergence.common import mean_estimate
 from normlens.information.histogram import BINS, Histogram
 
-__all__ = ["jensen_shannon", "jensen_shannon_floor", "psi", "psi_floor"]
+__all__ = ["jensen_shannon", "jensen_shannon_floor", "jensen_shannon_of", "psi", "psi_floor", "psi_of"]
 
 
 def jensen_shannon(h1: Histogram, h2: Histogram, *, cells: int = 16) -> Estimate:
@@ -20,7 +20,7 @@ def jensen_shannon(h1: Histogram, h2: Histogram, *, cells: int = 16) -> Estimate
     allow; averaged over the channels. The error is the standard error of multinomial counts, by the delta method: it
     vanishes where nothing moved, and :func:`jensen_shannon_floor` says what chance reaches. NaN where a value is not
     finite.
-    Source: Lin 1991, IEEE Trans. Inf. Theory 37, eq. 3.6.
+    Source: Lin 1991, IEEE Trans. Inf. Theory 37.
 
     Args:
         h1: of the one sample.
@@ -30,11 +30,15 @@ def jensen_shannon(h1: Histogram, h2: Histogram, *, cells: int = 16) -> Estimate
     Raises:
         ValueError: the grids differ.
     """
+    return mean_estimate(*jensen_shannon_of(h1, h2, cells=cells), h1, h2)
+
+
+def jensen_shannon_of(h1: Histogram, h2: Histogram, *, cells: int = 16) -> tuple[Tensor, Tensor]:
+    """Return each channel's :func:`jensen_shannon` and its error, (C,) and (C,) float64; it raises the same."""
     counts = _cells(h1, h2, cells)
     p, q = (c / c.sum(1, keepdim=True) for c in counts)
     slopes = [(2 * a / (p + q)).log().nan_to_num(0.0, neginf=0.0) / 2 for a in (p, q)]
-    values = (p * slopes[0] + q * slopes[1]).sum(1)
-    return mean_estimate(values, _error(counts, (p, q), slopes), h1, h2)
+    return (p * slopes[0] + q * slopes[1]).sum(1), _error(counts, (p, q), slopes)
 
 
 def psi(h1: Histogram, h2: Histogram, *, cells: int = 16) -> Estimate:
@@ -42,8 +46,8 @@ def psi(h1: Histogram, h2: Histogram, *, cells: int = 16) -> Estimate:
 
     The symmetrized Kullback-Leibler divergence, over cells that hold equal shares of both samples together; half a
     count is added to each cell, so that an empty one costs a finite price. The error is the standard error of
-    multinomial counts, by the delta method: it vanishes where nothing moved; see :func:`psi_floor`. NaN where a value
-    is not finite.
+    multinomial counts, by the delta method: it vanishes where nothing moved (see :func:`psi_floor`), and is too large
+    where one sample leaves cells empty. NaN where a value is not finite.
     Source: Jeffreys 1946, Proc. R. Soc. A 186 (the divergence).
 
     Args:
@@ -54,14 +58,18 @@ def psi(h1: Histogram, h2: Histogram, *, cells: int = 16) -> Estimate:
     Raises:
         ValueError: the grids differ.
     """
+    return mean_estimate(*psi_of(h1, h2, cells=cells), h1, h2)
+
+
+def psi_of(h1: Histogram, h2: Histogram, *, cells: int = 16) -> tuple[Tensor, Tensor]:
+    """Return each channel's :func:`psi` and its error, (C,) and (C,) float64; it raises the same."""
     counts = _cells(h1, h2, cells)
     used = counts[0] + counts[1] > 0
     half = torch.where(used, 0.5, 0.0)
     p, q = ((c + half) / (c + half).sum(1, keepdim=True) for c in counts)
     log = torch.where(used, (p / q).log(), 0.0)
-    values = ((p - q) * log).sum(1)
     slopes = [(log + 1 - q / p).nan_to_num(0.0), (1 - log - p / q).nan_to_num(0.0)]
-    return mean_estimate(values, _error(counts, (p, q), slopes), h1, h2)
+    return ((p - q) * log).sum(1), _error(counts, (p, q), slopes)
 
 
 def psi_floor(h1: Histogram, h2: Histogram, *, cells: int = 16, level: float = 0.99) -> Tensor:
@@ -69,7 +77,7 @@ def psi_floor(h1: Histogram, h2: Histogram, *, cells: int = 16, level: float = 0
 
     To second order PSI is :math:`(1/n + 1/m)\,\chi^2_{B-1}`, in the mean :math:`(B-1)(1/n + 1/m)`, with B the cells
     that are used. For independent values, at least five to a cell; NaN where a value is not finite.
-    Source: Yurdakul 2018, Statistical Properties of Population Stability Index, theorem 3.1.
+    Source: Yurdakul 2018, Statistical properties of population stability index (thesis, Western Michigan University).
 
     Args:
         h1: of the one sample.
@@ -110,7 +118,8 @@ def _cells(h1: Histogram, h2: Histogram, cells: int) -> list[Tensor]:
     h1.check(h2)
     bins = h1.counts + h2.counts
     zeros = (h1.zeros + h2.zeros)[:, None]
-    after = torch.arange(BINS, device=bins.device) >= (h1.grid.edges < 0).sum(1, keepdim=True)
+    below = h1.grid.edges < -1e-9 * h1.grid.scale[:, None]  # an edge laid on zero may be off it by a rounding
+    after = torch.arange(BINS, device=bins.device) >= below.sum(1, keepdim=True)
     total = (bins.sum(1, keepdim=True) + zeros).double()
     middle = bins.cumsum(1) - bins / 2 + zeros * after
     middle_zero = (bins * ~after).sum(1, keepdim=True) + zeros / 2

@@ -9,7 +9,9 @@ from normlens.estimate import Estimate
 from normlens.information.divergence.common import mean_estimate
 from normlens.information.histogram import Histogram, knots
 
-__all__ = ["energy", "energy_of", "kolmogorov_smirnov", "kolmogorov_smirnov_of", "wasserstein", "wasserstein_of"]
+__all__ = [
+    "both_of", "energy", "energy_of", "kolmogorov_smirnov", "kolmogorov_smirnov_of", "wasserstein", "wasserstein_of",
+]  # fmt: skip
 
 
 def wasserstein(h1: Histogram, h2: Histogram) -> Estimate:
@@ -66,23 +68,39 @@ def energy(h1: Histogram, h2: Histogram) -> Estimate:
 
 def wasserstein_of(h1: Histogram, h2: Histogram) -> tuple[Tensor, Tensor]:
     """Return each channel's :func:`wasserstein` and its bound, (C,) and (C,) float64; it raises the same."""
+    return both_of(h1, h2)[0]
+
+
+def kolmogorov_smirnov_of(h1: Histogram, h2: Histogram) -> tuple[Tensor, Tensor]:
+    """Return each channel's :func:`kolmogorov_smirnov` and its bound, (C,) and (C,) float64; it raises the same."""
+    return both_of(h1, h2)[1]
+
+
+def both_of(h1: Histogram, h2: Histogram) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return :func:`wasserstein_of` and :func:`kolmogorov_smirnov_of`, which share most of the work."""
     widths, f1, f2 = _pieces(h1, h2)
+    found = (*_area(widths, f1, f2), *_gap(widths, f1, f2))
+    w1, w1_bound, ks, ks_bound = (_honest(values, h1, h2) for values in found)
+    return (w1, w1_bound), (ks, ks_bound)
+
+
+def _area(widths: Tensor, f1: Tensor, f2: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the area between two functions that are straight on each piece, and what may hide within the pieces."""
     gap = f1 - f2
     a, b = gap[:, :-1], gap[:, 1:]
     size = a.abs() + b.abs()
     crossing = (a.square() + b.square()) / (2 * size)  # of a line through zero: two triangles
     area = torch.where(a * b < 0, crossing, size / 2)
     hidden = (f1.diff() + f2.diff()) / 2
-    return _honest((widths * area).sum(1), h1, h2), _honest((widths * hidden).sum(1), h1, h2)
+    return (widths * area).sum(1), (widths * hidden).sum(1)
 
 
-def kolmogorov_smirnov_of(h1: Histogram, h2: Histogram) -> tuple[Tensor, Tensor]:
-    """Return each channel's :func:`kolmogorov_smirnov` and its bound, (C,) and (C,) float64; it raises the same."""
-    widths, f1, f2 = _pieces(h1, h2)
+def _gap(widths: Tensor, f1: Tensor, f2: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest gap between two functions at the ends of the pieces, and how much larger it may be within."""
     largest = (f1 - f2).abs().amax(1)
     within = torch.maximum(f1[:, 1:] - f2[:, :-1], f2[:, 1:] - f1[:, :-1])
     possible = torch.where(widths > 0, within, 0.0).amax(1)  # at zero itself both functions jump together
-    return _honest(largest, h1, h2), _honest((possible - largest).clamp(min=0), h1, h2)
+    return largest, (possible - largest).clamp(min=0)
 
 
 def energy_of(h1: Histogram, h2: Histogram) -> Tensor:

@@ -15,7 +15,7 @@ __all__ = ["effective_count", "kolmogorov_smirnov_floor", "wasserstein_floor"]
 
 _LEVELS = 64
 _RAREST = 2e-5
-_CROSSINGS = (0.1, 0.25, 0.5, 0.75, 0.9)
+_CROSSINGS = (0.1, 0.5, 0.9)
 
 
 def kolmogorov_smirnov_floor(n: Tensor, m: Tensor, *, level: float = 0.99) -> Tensor:
@@ -63,11 +63,11 @@ def wasserstein_floor(h: Histogram, n: Tensor, m: Tensor, *, level: float = 0.99
 def effective_count(samples: Tensor, h: Histogram) -> Tensor:
     r"""Return how many independent values would show the distribution function as exactly, (C,) float64.
 
-    Positions within a sample are alike, so that N samples of P positions are worth less than NP values. At the 10, 25,
-    50, 75 and 90 % points x the variance of :math:`\hat F(x)` is taken from the spread over the samples and compared
-    with :math:`F(1-F)/NP`, and that of the mean with the values' own; the worst of the six counts is returned, and no
+    Positions within a sample are alike, so that N samples of P positions are worth less than NP values. At the 10, 50
+    and 90 % points x the variance of :math:`\hat F(x)` is taken from the spread over the samples and compared
+    with :math:`F(1-F)/NP`, and that of the mean with the values' own; the worst of the four counts is returned, and no
     more than NP. NaN where a value is not finite.
-    Source: Kish 1965, Survey Sampling, section 5.4 (the design effect).
+    Source: Kish 1965, Survey Sampling (the design effect).
 
     Args:
         samples: (samples, positions, channels), as they were counted in ``h``.
@@ -80,7 +80,7 @@ def effective_count(samples: Tensor, h: Histogram) -> Tensor:
     wide = samples.to(torch.promote_types(samples.dtype, torch.float32))
     wide = wide - wide[0, 0]  # far from zero a mean in single precision would drown
     effects = [_variance(wide.mean(1).double()) * positions / _variance(wide.flatten(0, 1)).double()]
-    borders = h.quantile(torch.tensor(_CROSSINGS, dtype=torch.float64, device=total.device)).T
+    borders = h.quantile(torch.tensor(_CROSSINGS, dtype=torch.float64, device=total.device)).T.to(samples.dtype)
     below = torch.stack([(samples <= border).sum(1, dtype=torch.int32) for border in borders], 1).double() / positions
     share = below.mean(0)
     effects += list(_variance(below) * positions / (share * (1 - share)))

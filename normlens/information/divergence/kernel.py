@@ -9,7 +9,7 @@ from normlens.estimate import Estimate
 from normlens.information.divergence.common import mean_estimate
 from normlens.information.histogram import Histogram
 
-__all__ = ["mmd"]
+__all__ = ["mmd", "mmd_of"]
 
 
 def mmd(h1: Histogram, h2: Histogram, *, bandwidth: float = 1.0) -> Estimate:
@@ -32,11 +32,16 @@ def mmd(h1: Histogram, h2: Histogram, *, bandwidth: float = 1.0) -> Estimate:
     Raises:
         ValueError: the grids differ.
     """
+    return mean_estimate(*mmd_of(h1, h2, bandwidth=bandwidth), h1, h2)
+
+
+def mmd_of(h1: Histogram, h2: Histogram, *, bandwidth: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return each channel's :func:`mmd` and its spread under the null, (C,) and (C,) float64; it raises the same."""
     h1.check(h2)
     values, spreads = zip(*(_of_channel(h1, h2, channel, bandwidth) for channel in range(len(h1.zeros))), strict=True)
     finite = h1.nonfinite + h2.nonfinite == 0
     found, errors = (torch.where(finite, torch.stack(numbers), torch.nan) for numbers in (values, spreads))
-    return mean_estimate(found, errors, h1, h2)
+    return found, errors
 
 
 def _of_channel(h1: Histogram, h2: Histogram, channel: int, bandwidth: float) -> tuple[Tensor, Tensor]:

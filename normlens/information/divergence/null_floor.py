@@ -68,9 +68,7 @@ def _dealt(
 ) -> tuple[Histogram, Histogram]:
     """Deal the values of the table, one row for each channel, into two samples."""
     sizes = first.finite.tolist()
-    drawn = np.stack(
-        [generator.multivariate_hypergeometric(row, size) for row, size in zip(table, sizes, strict=True)]
-    )
+    drawn = np.stack([generator.multivariate_hypergeometric(row, size) for row, size in zip(table, sizes, strict=True)])
     parts = (torch.from_numpy(part).to(pooled.counts) for part in (drawn, table - drawn))
     one, other = (_with(pooled, part) for part in parts)
     return one, other

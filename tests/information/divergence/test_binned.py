@@ -10,8 +10,8 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 
-from normlens.information.divergence import jensen_shannon, psi, psi_floor
-from normlens.information.divergence.binned import jensen_shannon_floor
+from normlens.information.divergence import jensen_shannon, jensen_shannon_floor, psi, psi_floor
+from normlens.information.divergence.binned import _cells
 from normlens.information.histogram import AsinhGrid, Histogram
 
 LEVELS = torch.tensor([-2.0, 0.0, 1.0, 3.0], dtype=torch.float64)
@@ -47,13 +47,13 @@ def test_psi_of_known_shares_is_its_closed_form_up_to_half_a_count():
     assert psi(*discrete((2_000_000, 2_000_000)), cells=64).value == pytest.approx(exact, rel=1e-5)
 
 
-@pytest.mark.parametrize("measure", [jensen_shannon, psi])
-def test_the_error_is_the_spread_over_repetitions(measure):
+@pytest.mark.parametrize(("measure", "shift", "scale"), [(jensen_shannon, 2.0, 0.5), (psi, 0.5, 1.3)])
+def test_the_error_is_the_spread_over_repetitions(measure, shift, scale):
     """Each repetition draws both samples anew; the spread of 200 is known to 5 %, and 4 of these are allowed."""
     grid = AsinhGrid.around(torch.zeros(1), torch.ones(1))
     values, errors = [], []
     for seed in range(200):
-        x, y = normal(2000, 1, seed=seed), normal(1500, 1, seed=1000 + seed) * 1.3 + 0.5
+        x, y = normal(2000, 1, seed=seed), normal(1500, 1, seed=1000 + seed) * scale + shift
         found = measure(Histogram.of(x, grid), Histogram.of(y, grid))
         values.append(found.value)
         errors.append(found.error)
@@ -86,6 +86,15 @@ def test_floors_hold_at_their_level_and_their_mean_is_that_of_chi_squared(shape,
     assert 20 - 4 * 4.2 < beyond < 20 + 4 * 4.2
     if shape(torch.tensor(-1.0)) != 0:  # 16 cells: chi squared of 15 degrees, whose 90 % point is 22.31
         assert np.mean(ratios) == pytest.approx(15 / 22.307, rel=4 * math.sqrt(2 / 15 / 200))
+
+
+def test_an_atom_at_zero_has_a_cell_of_its_own_and_the_rest_share_the_others_evenly():
+    """Half of the values are zero: its ranks take eight cells of 16, and the positive values fill the other eight."""
+    x = torch.cat([torch.zeros(500, 1, dtype=torch.float64), normal(500, 1).abs()])
+    counts = sorted(_cells(*pair(x, x), 16)[0][0].tolist(), reverse=True)
+    assert counts[0] == 500
+    assert counts[9:] == [0] * 7
+    assert all(62.5 - 10 <= count <= 62.5 + 10 for count in counts[1:9]), counts
 
 
 def test_the_floor_counts_the_cells_that_are_used():

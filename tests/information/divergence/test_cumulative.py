@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from normlens.estimate import Estimate
+from normlens.information import divergence
 from normlens.information.divergence import energy, kolmogorov_smirnov, wasserstein
 from normlens.information.divergence.cumulative import kolmogorov_smirnov_of, wasserstein_of
 from normlens.information.histogram import AsinhGrid, Histogram
@@ -86,6 +87,24 @@ def test_every_precision_gives_the_distance_of_its_own_values(dtype):
     assert abs(gap.value - scipy_of(largest_gap, x, y).mean()) <= gap.error
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_where_the_functions_cross_within_a_bin_both_triangles_count(share):
+    """Two bins, in one of which the difference goes from -share to share: half a bin's width times share."""
+    grid = AsinhGrid(torch.full((1,), 50.0, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    middles, widths = (grid.edges[0, 1:] + grid.edges[0, :-1]) / 2, grid.edges[0].diff()
+    few, many = round(100 * share), round(100 * (1 - 2 * share))
+
+    def counted(left: int, middle: int, right: int) -> Histogram:
+        return Histogram.of(middles[255:258].repeat_interleave(torch.tensor([left, middle, right]))[:, None], grid)
+
+    h1, h2 = counted(few, many, few), counted(0, 100, 0)
+    # F1 - F2 rises to share over the first bin, falls to -share over the middle one, and rises to zero.
+    exact = share * (widths[255] / 2 + widths[256] / 2 + widths[257] / 2)
+    assert wasserstein(h1, h2).value == pytest.approx(exact.item(), rel=1e-9)
+    hidden = (widths[255] * share + widths[256] * (2 - 2 * share) + widths[257] * share) / 2
+    assert wasserstein(h1, h2).error == pytest.approx(hidden.item(), rel=1e-9)
+
+
 @pytest.mark.parametrize("bins", [1, 7, 300, -20])
 def test_a_shift_by_whole_bins_of_far_values_is_found_to_the_last_digit(bins):
     """W1 of two single values is their distance, here of the middles of their bins."""
@@ -132,6 +151,19 @@ def test_a_value_that_is_not_finite_makes_the_distance_nan(measure, bad):
     h1, h2 = pair(x, y)
     assert math.isnan(measure(h1, h2).value)
     assert math.isnan(measure(h2, h1).value)
+
+
+@pytest.mark.parametrize("name", ["wasserstein", "kolmogorov_smirnov", "energy", "jensen_shannon", "psi", "mmd"])
+def test_an_estimate_is_the_average_over_the_channels_each_of_which_is_as_if_alone(name):
+    x, y = normal(200, 3), normal(300, 3, seed=1).relu()
+    each = getattr(divergence, f"{name}_of")
+    whole = each(*pair(x, y))
+    values = whole if name == "energy" else whole[0]
+    for c in range(3):
+        alone = each(*pair(x[:, c : c + 1], y[:, c : c + 1]))
+        assert (alone if name == "energy" else alone[0]).item() == pytest.approx(values[c].item(), rel=1e-12)
+    estimate = getattr(divergence, name)(*pair(x, y))
+    assert estimate.value == pytest.approx(values.mean().item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("measure", [wasserstein, kolmogorov_smirnov, energy])
