@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -23,22 +25,40 @@ MANY = 2000  # cells; so many become one picture inside an SVG, which would else
 WIDEST = 64.0  # the color scale ends here: a drift of more floors than that is drawn as that many
 
 
-def activation_drift(runs: Run | Mapping[str, Run], ax: Axes | None = None) -> Axes:
-    """Draw how far the mean input of each layer has moved since the first measurement, in units of its null floor.
+Measure = Literal["mean_shift", "log_scale", "kl", "w1", "ks"]
+Since = Literal["first", "previous", "since"]
 
-    Color: ``mean_shift_first / mean_shift_floor`` on a log scale centered at one, where the floor is the 99 % point
-    of what a fresh batch of the same size shows without any drift. Hatched cells are at or below it: not
-    significant. A cross marks a ratio that is not finite, an empty cell one that was not measured. Several runs stand
-    side by side with one color scale.
+IN_WORDS = {"mean_shift": "", "log_scale": " in scale", "kl": " as Gaussians", "w1": " in distribution (W1)",
+            "ks": " in distribution (KS)"}  # fmt: skip
+SINCE_WHEN = {"first": "", "previous": " since the last measurement", "since": " since the chosen step"}
+ON_THE_BAR = {"mean_shift": "shift", "log_scale": "change of scale", "kl": "KL", "w1": "W1", "ks": "KS"}
+
+
+def activation_drift(
+    runs: Run | Mapping[str, Run],
+    ax: Axes | None = None,
+    *,
+    measure: Measure = "mean_shift",
+    since: Since = "first",
+) -> Axes:
+    """Draw how far the input of each layer has moved since the first measurement, in units of its null floor.
+
+    Color: the drift over its floor, e.g. ``mean_shift_first / mean_shift_floor``, on a log scale centered at one, where
+    the floor is the 99 % point of what a fresh batch of the same size shows without any drift. Hatched cells are at or
+    below it: not significant. A cross marks a ratio that is not finite, an empty cell one that was not measured.
+    Several runs stand side by side with one color scale.
 
     Args:
         runs: one run, or several by name.
         ax: where to draw; None makes a new figure.
+        measure: of the means, the scales, the Gaussians (kl) or the whole distributions (w1: earth mover's distance in
+            standard deviations, ks: largest gap between the distribution functions).
+        since: the first or the previous measurement, or that at the probe's own ``since``.
 
     Raises:
-        NotRecordedError: no run has two measurements of the probe ``activation_drift``.
+        NotRecordedError: no run has two measurements of the probe ``activation_drift``, with that measure.
     """
-    gathered = gather(runs, _read)
+    gathered = gather(runs, partial(_read, measure=measure, since=since))
     layers = layer_order(gathered)
     ax = new_axes(ax, len(layers))
     ax.set_axis_off()
@@ -53,28 +73,33 @@ def activation_drift(runs: Run | Mapping[str, Run], ax: Axes | None = None) -> A
     for place, panel in enumerate(panels):
         panel.tick_params(labelleft=place == 0)
         panel.xaxis.label.set_visible(place == (len(panels) - 1) // 2)  # one for all; more of them would overlap
-    _color_bar(ax, mesh, reach)
-    title(ax, _answer(gathered), width=title_width(layers), room_below=len(panels) > 1)
+    _color_bar(ax, mesh, reach, ON_THE_BAR[measure])
+    words = _answer(gathered, IN_WORDS[measure] + SINCE_WHEN[since])
+    title(ax, words, width=title_width(layers), room_below=len(panels) > 1)
     note(ax, gathered.missing, what="two measurements of activation_drift")
     return ax
 
 
-def activation_drift_data(runs: Run | Mapping[str, Run]) -> pd.DataFrame:
-    """Return the figure's numbers: run, step, layer, shift, error, floor, ratio, n (all dimensionless but n).
+def activation_drift_data(
+    runs: Run | Mapping[str, Run], *, measure: Measure = "mean_shift", since: Since = "first"
+) -> pd.DataFrame:
+    """Return the figure's numbers: run, step, layer, shift, error, floor, ratio, n (dimensionless but n; kl in nats).
 
     Args:
         runs: one run, or several by name.
+        measure: as in the figure.
+        since: as in the figure.
 
     Raises:
-        NotRecordedError: no run has two measurements of the probe ``activation_drift``.
+        NotRecordedError: no run has two measurements of the probe ``activation_drift``, with that measure.
     """
-    return gather(runs, _read).table
+    return gather(runs, partial(_read, measure=measure, since=since)).table
 
 
-def _read(run: Run) -> pd.DataFrame:
+def _read(run: Run, *, measure: Measure, since: Since) -> pd.DataFrame:
     try:
-        shift = select(run, "activation_drift", "mean_shift_first")
-        floor = select(run, "activation_drift", "mean_shift_floor")
+        shift = select(run, "activation_drift", f"{measure}_{since}")
+        floor = select(run, "activation_drift", f"{measure}_floor")
     except NotRecordedError as error:
         raise NotRecordedError(f"{error} (a drift needs two measurements of 'activation_drift')") from error
     keys = ["step", "layer"]
@@ -129,7 +154,7 @@ def _edges(steps: np.ndarray) -> np.ndarray:
     return np.concatenate([[steps[0] - (middle[0] - steps[0])], middle, [steps[-1] + (steps[-1] - middle[-1])]])
 
 
-def _color_bar(ax: Axes, mesh: QuadMesh, reach: float) -> None:
+def _color_bar(ax: Axes, mesh: QuadMesh, reach: float, what: str) -> None:
     bar = figure_of(ax).colorbar(mesh, cax=ax.inset_axes((0.97, 0, 0.02, 1)))
     ticks = [t for t in (1 / 64, 1 / 16, 1 / 4, 1, 4, 16, 64) if 1 / reach <= t <= reach]
     names = {1 / 64: "1/64", 1 / 16: "1/16", 1 / 4: "1/4", 1: "floor"}
@@ -137,10 +162,10 @@ def _color_bar(ax: Axes, mesh: QuadMesh, reach: float) -> None:
     bar.ax.minorticks_off()
     bar.ax.tick_params(colors=NEUTRAL, labelsize=8)
     bar.outline.set_visible(False)
-    bar.set_label("shift ÷ null floor (hatched: ≤ 1)", color=NEUTRAL, fontsize=8)
+    bar.set_label(f"{what} ÷ null floor (hatched: ≤ 1)", color=NEUTRAL, fontsize=8)
 
 
-def _answer(gathered: Gathered) -> str:
+def _answer(gathered: Gathered, how: str) -> str:
     table = gathered.table
     broken = table[np.isnan(table["ratio"])].sort_values("step", kind="stable")
     if len(broken):
@@ -150,9 +175,9 @@ def _answer(gathered: Gathered) -> str:
     last = table[table["step"] == table.groupby("run")["step"].transform("max")]
     beyond = last[last["ratio"] > 1]
     if beyond.empty:
-        return "No layer's input has drifted beyond the null floor"
+        return f"No layer's input has drifted{how} beyond the null floor"
     worst = beyond.iloc[int(np.argmax(beyond["ratio"]))]
     far = f"{label(worst['layer'] or '(network)', 28)} by {number(worst['ratio'])} floors"
     if len(gathered.runs) == 1:
-        return f"{len(beyond)} of {len(last)} layers' inputs have drifted; most {far}"
-    return f"Most drift: {label(worst['run'], 24)}, {far}"
+        return f"{len(beyond)} of {len(last)} layers' inputs have drifted{how}; most {far}"
+    return f"Most drift{how}: {label(worst['run'], 24)}, {far}"

@@ -12,6 +12,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from normlens.information.moments import Moments
+from normlens.probes.layer_distribution import watch
 from normlens.probes.module_kinds import is_weight_layer
 from normlens.run.capture import Activation, Layers
 from normlens.run.probe import Readings, Step
@@ -24,48 +25,82 @@ _LEVEL = 0.99
 
 @dataclass(frozen=True)
 class ActivationDrift:
-    r"""Shift of mean and scale of every layer's input, against the first and the previous measurement.
+    r"""Shift of mean, scale and whole distribution of every layer's input, against earlier measurements.
 
     With channel means :math:`\mu` and standard deviations :math:`\sigma` over samples and positions (classical
-    internal covariate shift, Ioffe & Szegedy 2015), averaged over the channels of a layer:
+    internal covariate shift, Ioffe & Szegedy 2015) and distribution functions F, averaged over the channels of a layer:
 
     * ``mean_shift`` :math:`|\mu_t - \mu_r| / \sigma_r`,
     * ``log_scale`` :math:`|\ln(\sigma_t / \sigma_r)|`,
     * ``kl`` :math:`\tfrac12[\ln(\sigma_r^2/\sigma_t^2) + (\sigma_t^2 + (\mu_t-\mu_r)^2)/\sigma_r^2 - 1]` in nats,
       the divergence of the Gaussian now from the Gaussian then,
+    * ``w1`` :math:`\int |F_t - F_r|\,dx / \sigma_r` and ``ks`` :math:`\sup_x |F_t - F_r|`, which also see a change of
+      shape, of at most ``channels`` channels of ``values`` values each, evenly spaced (from histograms of 512
+      bins: ``w1`` within 1 % of the raw values' own above its floor, ``ks`` at most 0.002 below it at 4096 values),
 
-    each as ``…_first`` and ``…_previous``, and beside them the null floors ``mean_shift_floor``, ``log_scale_floor``
-    and ``kl_floor``: the 99 % point of what a fresh batch of the same size would show if nothing had moved, from
-    standard errors that take the sample, not the pixel, as independent, and with all channels moving together (the
-    conservative case). They are asymptotic: of skewed activations that all move together, 256 samples exceed them in
-    up to 2 % of the cases, 32 samples in 5 %. Channels that were constant at the reference are left out and counted in
+    each as ``…_first``, ``…_previous`` and ``…_since``, and beside them the null floors ``mean_shift_floor``,
+    ``log_scale_floor``, ``kl_floor``, ``w1_floor`` and ``ks_floor``: the 99 % point of what a fresh batch of the same
+    size would show if nothing had moved, so that a drift divided by its floor is significant above 1. Floors rest on
+    standard errors that take the sample, not the pixel, as independent, with all channels moving together (the
+    conservative case). They are asymptotic: of skewed activations that all move together, 256 samples exceed them in up
+    to 2 % of the cases, 32 samples in 5 %. Channels that were constant at the reference are left out and counted in
     ``constant_channels``. Keep the probe batch fixed: otherwise the floor itself is what is measured.
+
+    ``histogram`` is the distribution of the watched channels together: shares in 128 bins with edges
+    :math:`s\sinh(u)`, u from -8.32 to 8.32 (asinh 2048) in equal steps and s in ``histogram_scale``, without ``zeros``,
+    the share of values that are exactly zero; ``nonfinite`` is the share of NaN and Inf. ``counts`` and ``range`` are
+    each channel's own histogram, in the file at the first measurement and at ``since`` alone.
 
     Args:
         layers: which modules; None for every linear and convolution layer behind another layer with parameters: the
             input of the first are the data.
+        since: a step to compare with as well, e.g. the end of the warm-up; the run must measure at it.
+        values: of a channel at most, for distributions.
+        channels: of a layer at most, for distributions.
     """
 
     layers: Layers = None
+    since: int | None = None
+    values: int = 4096
+    channels: int = 64
 
     def cost(self, step: Step) -> float:
-        """A forward pass and two passes over the activations."""
-        return 0.6
+        """A forward pass, two passes over the activations, and the histograms of a part of them."""
+        return 1.5
 
     def __call__(self, step: Step) -> Iterable[Reading]:
         """Measure at ``step``.
 
         Raises:
-            ValueError: there is no such layer.
+            ValueError: there is no such layer, or ``values`` or ``channels`` is none.
+            NotRecordedError: the run did not measure at ``since``.
         """
+        if min(self.values, self.channels) < 1:
+            raise ValueError(f"values and channels must be 1 at least; got {self.values} and {self.channels}")
+        references = self._references(step)
         for name, activation in self._chosen(step).items():
             samples = activation.input_samples
             moments = Moments.of(samples)
+            every = -(-samples.shape[2] // self.channels)
+            first = step.previous.first
+            watched = watch(name, samples, moments.mean, moments.std, first, every, self.values)
             yield from _state(name, moments)
-            if step.previous.first:
+            yield from watched.state(stored=not first or step.index == self.since)
+            if first:
                 yield from _floors(name, moments, len(samples))
-                yield from _drift(name, moments, step.previous.first, "first")
-                yield from _drift(name, moments, step.previous.last, "previous")
+                yield from watched.floor()
+            for since, earlier in references.items():
+                yield from _drift(name, moments, earlier, since)
+                yield from watched.drift(earlier, every, since)
+
+    def _references(self, step: Step) -> dict[str, Readings]:
+        """Return what there is to compare with."""
+        if not step.previous.first:
+            return {}
+        references = {"first": step.previous.first, "previous": step.previous.last}
+        if self.since is not None and step.index > self.since:
+            references["since"] = step.previous.at(self.since)
+        return references
 
     def _chosen(self, step: Step) -> dict[str, Activation]:
         if self.layers is not None:

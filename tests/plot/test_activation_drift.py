@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from normlens.plot import activation_drift, activation_drift_data
 from normlens.plot.activation_drift import _edges
+from normlens.run.errors import NotRecordedError
 from normlens.run.reading import Measurement, Reading
 
 
@@ -76,6 +77,28 @@ def test_the_title_counts_the_layers_beyond_the_floor(healthy_run, sick_run, fou
     assert title(draw(make_run(drift=2.0))) == "2 of 2 layers' inputs have drifted; most block3.conv by 4 floors"
     assert title(draw(four_runs)) == "Most drift: layer_norm, block3.conv by 8 floors"
     assert title(draw(sick_run)) == "The drift of block2.conv is NaN from step 180"
+
+
+@pytest.mark.parametrize("measure", ["mean_shift", "log_scale", "kl", "w1", "ks"])
+@pytest.mark.parametrize("since", ["first", "previous", "since"])
+def test_each_measure_is_divided_by_its_own_floor(write_measurements, measure, since):
+    readings = [Reading(f"{measure}_{since}", 3.0, layer="conv"), Reading(f"{measure}_floor", 1.5, layer="conv")]
+    other = "kl" if measure != "kl" else "w1"
+    readings += [Reading(f"{other}_{since}", 9.0, layer="conv"), Reading(f"{other}_floor", 1.0, layer="conv")]
+    run = write_measurements([Measurement(5, "activation_drift", readings=tuple(readings))])
+    (row,) = activation_drift_data(run, measure=measure, since=since).to_dict("records")
+    assert (row["shift"], row["floor"], row["ratio"]) == (3.0, 1.5, 2.0)
+    ax = activation_drift(run, Figure().add_subplot(), measure=measure, since=since)
+    _, (mesh,) = meshes(ax)
+    assert mesh.get_array().ravel().tolist() == [2.0]
+    if (measure, since) == ("w1", "previous"):
+        how = "in distribution (W1) since the last measurement"
+        assert title(ax) == f"1 of 1 layers' inputs have drifted {how}; most conv by 2 floors"
+
+
+def test_a_measure_that_was_not_recorded_is_named(write_measurements):
+    with pytest.raises(NotRecordedError, match=r"has read none of w1_first.*needs two measurements"):
+        activation_drift_data(drift(write_measurements, [0.5]), measure="w1")
 
 
 def test_cells_meet_half_way_between_steps():

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
-from normlens.probes.activation_drift import ActivationDrift
+from normlens.information.moments import Moments
+from normlens.probes.activation_drift import ActivationDrift, _drift, _floors, _state
 from normlens.risk import EmpiricalRisk
 from normlens.run.capture import Activation, choose
 from normlens.run.measure import Activations
@@ -20,6 +21,8 @@ from normlens.run.probe import Previous, Readings, Step
 from normlens.run.reading import Reading
 
 KINDS = ("mean_shift", "log_scale", "kl")
+SHAPES = ("w1", "ks")
+STATE = {"mean", "std", "histogram", "histogram_scale", "zeros", "nonfinite", "counts", "range"}
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -41,6 +44,14 @@ def read(
     return {(r.layer, r.name): r for r in ActivationDrift(layers="*")(step)}
 
 
+def read_moments(x: Tensor, first: Readings | None = None) -> Readings:
+    """What rests on the moments alone, at a tenth of the time: for repetitions."""
+    moments = Moments.of(x)
+    found = [*_state("layer", moments), *_floors("layer", moments, len(x))]
+    found += _drift("layer", moments, first, "first") if first else []
+    return {(r.layer, r.name): r for r in found}
+
+
 def value(readings: Readings, name: str, layer: str = "layer") -> float:
     return float(readings[layer, name].value)
 
@@ -59,7 +70,7 @@ def test_where_nothing_moved_the_drift_is_exactly_zero():
     x = normal(20, 4, 5).float()
     first = read(x)
     again = read(x.clone(), first)
-    for kind in KINDS:
+    for kind in (*KINDS, *SHAPES):
         assert value(again, f"{kind}_first") == value(again, f"{kind}_previous") == 0
 
 
@@ -88,10 +99,11 @@ def test_first_and_previous_are_two_references():
 def test_the_state_is_recorded_per_channel_and_the_first_measurement_has_no_drift():
     x = normal(30, 2, 4)
     first = read(x)
-    assert set(first) == {("layer", "mean"), ("layer", "std")}
+    assert {name for _, name in first} == STATE
     np.testing.assert_allclose(first["layer", "mean"].value, x.numpy().mean((0, 1)), rtol=1e-12)
     np.testing.assert_allclose(first["layer", "std"].value, x.numpy().std((0, 1)), rtol=1e-12)
-    assert {(r.dims, r.n) for r in first.values()} == {(("channel",), 60)}
+    assert {first["layer", name].dims for name in ("mean", "std")} == {("channel",)}
+    assert {r.n for r in first.values()} == {60}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -108,7 +120,7 @@ def test_channels_that_were_constant_are_counted_and_left_out(dtype):
 def test_a_layer_of_constants_has_no_drift_to_speak_of():
     found = read(normal(9, 1, 3), read(torch.full((9, 1, 3), 0.1)))
     assert value(found, "constant_channels") == 3
-    assert all(math.isnan(value(found, f"{kind}_first")) for kind in KINDS)
+    assert all(math.isnan(value(found, f"{kind}_first")) for kind in (*KINDS, *SHAPES))
 
 
 def test_a_channel_that_becomes_constant_is_infinitely_far():
@@ -127,10 +139,11 @@ def test_a_channel_that_is_not_finite_shows_and_counts_as_no_constant(bad, when)
     broken[4, 1, 2] = bad
     pair = (broken, normal(10, 2, 3)) if when == "now" else (normal(10, 2, 3), broken)
     found = read(pair[0], read(pair[1]))
-    assert not any(math.isfinite(value(found, f"{kind}_first")) for kind in KINDS)
+    assert not any(math.isfinite(value(found, f"{kind}_first")) for kind in (*KINDS, *SHAPES))
     assert value(found, "constant_channels") == 0
     if when == "now":
-        assert not any(math.isfinite(value(found, f"{kind}_floor")) for kind in KINDS)
+        assert not any(math.isfinite(value(found, f"{kind}_floor")) for kind in (*KINDS, *SHAPES))
+        assert value(found, "nonfinite") == pytest.approx(1 / 60)
 
 
 @pytest.mark.parametrize("factor", [1e200, 1e307])
@@ -151,7 +164,7 @@ def test_the_errors_are_those_of_two_independent_batches():
     """The spread of a channel's shift over repetitions, each with one reference: sqrt(2) of one mean's error."""
     shifts, errors = [], []
     for seed in range(400):
-        found = read(normal(50, 1, 1, seed=seed), read(normal(50, 1, 1, seed=1000 + seed)))
+        found = read_moments(normal(50, 1, 1, seed=seed), read_moments(normal(50, 1, 1, seed=1000 + seed)))
         shifts.append(value(found, "mean_shift_first"))
         errors.append(found["layer", "mean_shift_first"].error)
     assert_close(np.mean(errors), np.sqrt(np.mean(np.square(shifts))), rtol=4 / math.sqrt(2 * 400), atol=0)
@@ -179,7 +192,7 @@ def test_a_fresh_batch_exceeds_the_floor_in_one_case_of_a_hundred_at_most(case):
 
     exceeded = dict.fromkeys(KINDS, 0)
     for _ in range(trials):
-        found = read(draw(), read(draw()))
+        found = read_moments(draw(), read_moments(draw()))
         for kind in KINDS:
             exceeded[kind] += value(found, f"{kind}_first") > value(found, f"{kind}_floor")
     allowed = trials * (0.01 + 3 * math.sqrt(0.01 * 0.99 / trials))
@@ -242,7 +255,7 @@ def test_a_linear_layer_behind_another_kind_of_layer_is_measured_too():
         (r.layer, r.name): r.value
         for r in measure(Embedded().double(), torch.arange(15).view(3, 5) % 5, ActivationDrift())
     }
-    assert set(found) == {("head", "mean"), ("head", "std")}
+    assert set(found) == {("head", name) for name in STATE}
 
 
 def test_where_the_data_are_all_that_layers_see_the_user_is_told_what_to_name():
