@@ -6,7 +6,7 @@ import argparse
 import inspect
 import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,20 @@ from tqdm import tqdm
 from normlens.catalog import load, names
 from normlens.cli.errors import UnsupportedError, UsageError
 from normlens.cli.recipe import Optimization, augmentation, check_names, optimization, reparametrized
+from normlens.cli.schedule import at_the_ends, scheduled
 from normlens.cli.variant import Variant, split_names, variants
 from normlens.data.images import ImageData
 from normlens.probes.edge_of_stability import EdgeOfStability
-from normlens.probes.hessian_spectrum import HessianSpectrum
-from normlens.probes.loss_surface import LossSurface
-from normlens.probes.representation_alignment import RepresentationAlignment
 from normlens.random_state import preserved_random_state
 from normlens.run.errors import RunExistsError
 from normlens.run.lens import Lens
 from normlens.run.probe import Probe
-from normlens.run.schedule import at
 from normlens.run.writer import run_path
 
 __all__ = ["Experiment", "plan"]
 
 _PROBE_SAMPLES = 256
 _MEASUREMENTS = 40
-_DENSITY_PROBES = 3
 
 
 @dataclass(frozen=True)
@@ -63,8 +59,8 @@ class Experiment:
         shape = "x".join(map(str, self.data.shape))
         budget = "no limit" if o.budget is None else f"{o.budget:.0%} of the training time"
         size = sum(p.numel() for p in self._build(self.variants[0]).parameters())
-        late = any(isinstance(p, LossSurface | HessianSpectrum | RepresentationAlignment) for p in self.probes)
-        every = f"{self._every} steps" + ", surface, density and alignment after the last" * late
+        rare = [type(p).__name__ for p in self.probes if at_the_ends(p)]
+        every = f"{self._every} steps" + f", {', '.join(rare)} at the ends alone" * bool(rare)
         return (
             f"data    {self.data.name}: {len(self.data.train[0])} train, {len(self.data.test[0])} test, {shape}\n"
             f"model   {o.model}: {size} parameters; {o.optimizer}, lr {o.lr}, batch {o.batch_size}, {o.epochs} epochs\n"
@@ -216,16 +212,7 @@ def plan(options: argparse.Namespace) -> Experiment:
     _check_device(options.device)
     data = _load_data(options)
     last = options.epochs * math.ceil(len(data.train[0]) / options.batch_size)
-    return Experiment(options, data, model, asked, varying, [_costly_last(probe, last) for probe in probes])
-
-
-def _costly_last(probe: Probe, last: int) -> Probe:
-    """Measure after the last step alone what costs more than the training between two measurements."""
-    if isinstance(probe, LossSurface | RepresentationAlignment):
-        return replace(probe, when=at(last))
-    if isinstance(probe, HessianSpectrum):
-        return replace(probe, density_probes=_DENSITY_PROBES, density_when=at(last))
-    return probe
+    return Experiment(options, data, model, asked, varying, [scheduled(probe, last) for probe in probes])
 
 
 def _load_data(options: argparse.Namespace) -> ImageData:

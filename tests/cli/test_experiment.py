@@ -52,8 +52,8 @@ def test_surface_density_and_alignment_are_measured_after_the_last_step_alone():
     for when in (surface.when, alignment.when, spectrum.density_when):
         assert [step for step in range(100) if when(step)] == [2 * 23]
     assert spectrum.density_probes >= 2
-    assert "surface, density and alignment after the last" in experiment.describe()
-    assert "surface" not in plan(options(probes="training_curve")).describe()
+    assert "LossSurface, RepresentationAlignment at the ends alone" in experiment.describe()
+    assert "at the ends" not in plan(options(probes="training_curve")).describe()
 
 
 @pytest.mark.parametrize(("probes", "optimizer", "measured"), [
