@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from textwrap import fill
 from typing import TypeAlias
 
 import pandas as pd
@@ -10,18 +11,29 @@ from matplotlib.axes import Axes
 from matplotlib.gridspec import GridSpec, GridSpecFromSubplotSpec
 from matplotlib.lines import Line2D
 
+from normlens.plot.activation_condition import activation_condition, activation_condition_data
 from normlens.plot.activation_drift import activation_drift, activation_drift_data
+from normlens.plot.batch_noise import batch_noise, batch_noise_data
+from normlens.plot.cancellation import cancellation, cancellation_data
 from normlens.plot.canvas import DIRECT, STEPS, figure_of, insets
 from normlens.plot.collect import named
 from normlens.plot.condition_number import condition_number, condition_number_data
+from normlens.plot.covariate_shift import covariate_shift, covariate_shift_data
 from normlens.plot.dead_channels import dead_channels, dead_channels_data
 from normlens.plot.edge_of_stability import edge_of_stability, edge_of_stability_data
 from normlens.plot.elimination import elimination, elimination_data
+from normlens.plot.fisher_vector import fisher_vector, fisher_vector_data
+from normlens.plot.gradient_flow import gradient_flow, gradient_flow_data
 from normlens.plot.gradient_norm import gradient_norm, gradient_norm_data
+from normlens.plot.gradient_predictiveness import gradient_predictiveness, gradient_predictiveness_data
 from normlens.plot.hessian_spectrum import hessian_spectrum, hessian_spectrum_data
+from normlens.plot.mutual_information import mutual_information, mutual_information_data
+from normlens.plot.rank_collapse import rank_collapse, rank_collapse_data
+from normlens.plot.singularity import singularity, singularity_data
 from normlens.plot.statdiff import statdiff, statdiff_data
 from normlens.plot.style import NEUTRAL, label, palette, title
 from normlens.plot.training_curve import training_curve, training_curve_data
+from normlens.plot.variance_shift import variance_shift, variance_shift_data
 from normlens.run.errors import NotRecordedError
 from normlens.run.store import Run
 
@@ -40,6 +52,11 @@ SHEET: tuple[tuple[tuple[Figure_, int], ...], ...] = (
     ((elimination, 1), (dead_channels, 1)),
     ((activation_drift, 3), (statdiff, 2)),
     ((hessian_spectrum, 1), (condition_number, 1), (edge_of_stability, 1)),
+    ((gradient_predictiveness, 1), (covariate_shift, 1)),
+    ((gradient_flow, 1), (cancellation, 1)),
+    ((batch_noise, 1), (variance_shift, 1)),
+    ((activation_condition, 1), (rank_collapse, 1)),
+    ((singularity, 1), (fisher_vector, 1), (mutual_information, 1)),
 )
 """The rows of the sheet: figures and their shares of the width."""
 
@@ -53,6 +70,17 @@ TABLES = {
     "hessian_spectrum": hessian_spectrum_data,
     "condition_number": condition_number_data,
     "edge_of_stability": edge_of_stability_data,
+    "gradient_predictiveness": gradient_predictiveness_data,
+    "covariate_shift": covariate_shift_data,
+    "gradient_flow": gradient_flow_data,
+    "cancellation": cancellation_data,
+    "batch_noise": batch_noise_data,
+    "variance_shift": variance_shift_data,
+    "activation_condition": activation_condition_data,
+    "rank_collapse": rank_collapse_data,
+    "singularity": singularity_data,
+    "fisher_vector": fisher_vector_data,
+    "mutual_information": mutual_information_data,
 }
 
 
@@ -68,7 +96,7 @@ def overview(runs: Run | Mapping[str, Run], ax: Axes | None = None) -> Axes:
     Raises:
         NotRecordedError: no run has anything that a panel could show.
     """
-    every = named(runs)
+    every = _kept(runs)
     rows = _rows(every)
     if not rows:
         names = ", ".join(run.name for run in every.values())
@@ -84,7 +112,7 @@ def overview(runs: Run | Mapping[str, Run], ax: Axes | None = None) -> Axes:
         cells = GridSpecFromSubplotSpec(1, len(row), grid[place], width_ratios=shares)
         for column, (figure, share) in enumerate(row):
             panel = figure(every, figure_of(ax).add_subplot(cells[0, column]))
-            _rewrap(panel, int((WIDTH * share / sum(shares) - 1) / 0.073))  # inches of a letter at 9.5 points
+            _rewrap(panel, WIDTH * share / sum(shares) - 1)
             panels.append(panel)
     _unify(panels)
     return ax
@@ -99,7 +127,7 @@ def overview_data(runs: Run | Mapping[str, Run]) -> pd.DataFrame:
     Raises:
         NotRecordedError: no run has anything that a panel could show.
     """
-    every = named(runs)
+    every = _kept(runs)
     tables = {name: read(every) for name, read in TABLES.items() if _has(every, read)}
     if not tables:
         raise NotRecordedError(f"{', '.join(run.name for run in every.values())}: no reading that the overview shows")
@@ -113,7 +141,25 @@ def overview_size(runs: Run | Mapping[str, Run]) -> tuple[float, float]:
     Args:
         runs: one run, or several by name.
     """
-    return WIDTH, 0.4 + HEIGHT * max(len(_rows(named(runs))), 1)
+    return WIDTH, 0.4 + HEIGHT * max(len(_rows(_kept(runs))), 1)
+
+
+class _Kept(Run):
+    """A run whose tables are read once, however many panels ask for them."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run.path, recover=run._recover)
+        self._tables: dict[str, pd.DataFrame] = {}
+
+    def frame(self, probe: str) -> pd.DataFrame:
+        if probe not in self._tables:
+            self._tables[probe] = super().frame(probe)
+        return self._tables[probe]
+
+
+def _kept(runs: Run | Mapping[str, Run]) -> dict[str, Run]:
+    """Return the runs by name; one that keeps its tables by itself as it is."""
+    return {name: _Kept(run) if type(run) is Run else run for name, run in named(runs).items()}
 
 
 def _rows(runs: Mapping[str, Run]) -> list[list[tuple[Figure_, int]]]:
@@ -148,9 +194,14 @@ def _grid(ax: Axes, rows: int) -> GridSpec | GridSpecFromSubplotSpec:
     return GridSpec(rows + 1, 1, hspace=0.6, height_ratios=heights, **edges)
 
 
-def _rewrap(panel: Axes, width: int) -> None:
+def _rewrap(panel: Axes, inches: float) -> None:
+    """Break the title and the labels of the x axes into lines that are as wide as the panel."""
     text = panel.get_title(loc="left")
-    title(panel, " ".join(text.split()), width, size=9.5, room_below=text.endswith("\n"))
+    letter = 0.073  # inches at 9.5 points
+    title(panel, " ".join(text.split()), int(inches / letter), size=9.5, room_below=text.endswith("\n"))
+    for axes in (panel, *insets(panel)):
+        lines = [fill(line, int(inches / (letter * 8.5 / 9.5))) for line in axes.get_xlabel().split("\n")]
+        axes.set_xlabel("\n".join(lines), fontsize=8.5)
 
 
 def _unify(panels: list[Axes]) -> None:

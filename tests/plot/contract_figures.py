@@ -28,6 +28,11 @@ def fresh_axes(size=(6.4, 4.0)):
     return Figure(figsize=size, layout="constrained").add_subplot()
 
 
+def roomy(name):
+    """The size of figures with many names or panels; the overview has ten rows of these."""
+    return (10, 30) if name == "overview" else (10, 10)
+
+
 def drawn_numbers(figure):
     """All coordinates of lines and all values of meshes, in the whole figure."""
     numbers = [np.empty(0)]
@@ -69,7 +74,7 @@ def test_the_artists_hold_the_recorded_numbers(name, subject, healthy_run, sick_
         pytest.skip("its heights are logarithms, in artists of three dimensions: see test_loss_surface_3d")
     runs = {"one": healthy_run, "sick": sick_run, "four": four_runs}[subject]
     data = getattr(plot, f"{name}_data")(runs)
-    ax = getattr(plot, name)(runs, fresh_axes((10, 10)))
+    ax = getattr(plot, name)(runs, fresh_axes(roomy(name)))
     drawn = drawn_numbers(ax.figure)
     panels = [getattr(plot, f"{panel}_data")(runs) for panel in data["panel"].unique()] if "panel" in data else [data]
     for table in panels:
@@ -122,14 +127,14 @@ def test_a_run_that_lacks_the_probe_beside_others_is_named_in_the_figure(name, h
 
 
 def test_the_title_answers_and_is_not_a_list_of_axes(name, four_runs):
-    ax = getattr(plot, name)(four_runs, fresh_axes((10, 10)))
+    ax = getattr(plot, name)(four_runs, fresh_axes(roomy(name)))
     titles = [axes.get_title(loc="left") for axes in ax.figure.axes]
     assert any(len(title) > 15 for title in titles)
 
 
 def test_a_run_keeps_its_color_when_another_one_is_not_shown(name, healthy_run, empty_run, four_runs):
     def colors(runs):
-        figure = getattr(plot, name)(runs, fresh_axes((10, 10))).figure
+        figure = getattr(plot, name)(runs, fresh_axes(roomy(name))).figure
         return {mpl.colors.to_hex(line.get_color()) for line in figure.findobj(mpl.lines.Line2D)}
 
     if name in ("overview", "activation_drift"):
@@ -139,7 +144,7 @@ def test_a_run_keeps_its_color_when_another_one_is_not_shown(name, healthy_run, 
 
 
 def test_hostile_names_are_drawn_as_text(name, hostile_runs, tmp_path):
-    ax = getattr(plot, name)(hostile_runs, fresh_axes((10, 10)))
+    ax = getattr(plot, name)(hostile_runs, fresh_axes(roomy(name)))
     for format_ in ("png", "svg"):
         ax.figure.savefig(tmp_path / f"figure.{format_}", format=format_)
     for text in texts(ax.figure):
@@ -154,7 +159,7 @@ def test_one_measurement_is_enough_or_named_as_too_few(name, make_run):
         with pytest.raises(NotRecordedError, match="two measurements"):
             getattr(plot, name)(run, fresh_axes())
     else:
-        getattr(plot, name)(run, fresh_axes((10, 10))).figure.draw_without_rendering()
+        getattr(plot, name)(run, fresh_axes(roomy(name))).figure.draw_without_rendering()
 
 
 def test_plots_know_no_torch():

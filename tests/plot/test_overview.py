@@ -4,6 +4,7 @@ from matplotlib.figure import Figure
 
 from normlens.plot import overview, overview_data, overview_size
 from normlens.run.reading import Measurement, Reading
+from normlens.run.store import Run
 
 
 def draw(runs, figure=None):
@@ -31,6 +32,8 @@ def test_there_is_a_panel_for_each_figure_with_data_and_none_for_the_others(heal
     assert set(overview_data(healthy_run)["panel"]) == {
         "training_curve", "gradient_norm", "elimination", "dead_channels", "activation_drift", "statdiff",
         "hessian_spectrum", "condition_number", "edge_of_stability",
+        "gradient_predictiveness", "covariate_shift", "gradient_flow", "cancellation", "batch_noise", "variance_shift",
+        "activation_condition", "rank_collapse", "singularity", "fisher_vector", "mutual_information",
     }  # fmt: skip
     only_loss = write_measurements([Measurement(0, "training_curve", readings=(Reading("loss", 1.0),))])
     assert list(overview_data(only_loss)["panel"]) == ["training_curve"]
@@ -50,7 +53,25 @@ def test_the_sheet_is_higher_by_a_row_where_curvature_was_measured(healthy_run, 
     steep = Measurement(0, "hessian_spectrum", readings=(Reading("lambda_max", 1.0),))
     heights = [overview_size(write_measurements(records))[1] for records in ([], [loss], [loss, steep])]
     assert heights[0] == heights[1] < heights[2]
-    assert [title for axes in draw(healthy_run).axes if (title := axes.get_title(loc="left"))][-3:] == [
+    assert [title for axes in draw(healthy_run).axes if (title := axes.get_title(loc="left"))][6:9] == [
         "The largest curvature went from\n4 to 20 ± 0.02", "Condition number 200 → ≥ 500",
         "Below the edge of stability: at\nmost 0.5 of it, at step 300",
     ]  # fmt: skip
+
+
+def test_the_labels_of_the_x_axes_are_broken_to_the_width_of_their_panels(healthy_run):
+    axes = every_axes(draw(healthy_run))
+    longest = max((line for a in axes for line in a.get_xlabel().split("\n")), key=len)
+    assert len(longest) <= (10 / 2 - 1) / 0.065, "at most half of the sheet, less what stands beside the panel"
+    words = "condition number κ: ● as it is ◇ centered □ normalized"
+    assert words in [" ".join(a.get_xlabel().split()) for a in axes]
+
+
+def test_each_table_of_a_run_is_read_once_for_all_panels(healthy_run, monkeypatch):
+    read = []
+    frame = Run.frame
+    monkeypatch.setattr(Run, "frame", lambda run, probe: read.append(probe) or frame(run, probe))
+    draw(healthy_run)
+    known = [probe for probe in read if probe in healthy_run.probes]
+    assert sorted(known) == sorted(set(known))
+    assert "training_curve" in known

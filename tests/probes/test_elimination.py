@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.testing import assert_close
 
+from normlens.nn.batch_channel_norm import BatchChannelNorm
 from normlens.probes.elimination import Elimination
 from normlens.risk import EmpiricalRisk
 from normlens.run.measure import Activations
@@ -83,6 +84,27 @@ def test_no_channel_is_more_often_active_than_cantelli_allows():
     np.testing.assert_allclose(active, 1 / (1 + s**2), rtol=1e-8)
 
 
+@pytest.mark.parametrize(("offset", "active", "bound"), [(-1, 0.158655, 0.5), (-2, 0.022750, 0.2), (-3, 0.001350, 0.1)])
+def test_the_gaussian_prediction_is_phi_of_the_offset_and_lies_below_cantelli_s_bound(offset, active, bound):
+    """T3, for two values of which each has probability one half: they are active never or always."""
+    x = torch.tensor([-1.0, 1.0]).double().repeat(50)[:, None] + offset
+    found = read(nn.Sequential(nn.ReLU()), x)
+    assert found["0", "mean"] == pytest.approx([offset])
+    assert found["0", "std"] == pytest.approx([1])
+    assert found["0", "activity_gaussian"] == pytest.approx([active], abs=5e-7)
+    assert found["0", "activity_gap"] == pytest.approx([-active], abs=5e-7)
+    assert active < bound == 1 / (1 + offset**2)
+
+
+def test_the_gap_is_what_is_active_beyond_the_gaussian_prediction():
+    """An exponential variable less q is positive with probability exp(-q); a normal one has no gap."""
+    n, q = 40_000, 2.0
+    uniform = torch.rand(n, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = read(nn.Sequential(nn.ReLU()), torch.cat([-uniform.log() - q, normal(n, 1) - 1], 1))
+    expected = [math.exp(-q) - stats.norm.cdf(1 - q), 0]
+    np.testing.assert_allclose(found["0", "activity_gap"], expected, atol=4 * 0.5 / math.sqrt(n))
+
+
 def test_dead_and_nearly_dead_channels_are_counted_exactly():
     x = -torch.ones(200, 5, dtype=torch.float64)
     for channel, active in enumerate((0, 1, 2, 3, 200)):  # rates 1, 0.995, 0.99, 0.985, 0
@@ -119,7 +141,8 @@ def test_a_constant_channel_is_infinitely_far_on_its_side(value, offset, dead):
 
 def test_where_the_nonlinearity_is_not_flat_nothing_is_called_dead():
     found = read(nn.Sequential(nn.LeakyReLU()), -normal(9, 3).abs())
-    assert set(found) == {("0", name) for name in ("offset", "deactivation_rate", "margin", "channels")}
+    assert {("0", name) for name in ("offset", "deactivation_rate", "margin", "channels")} <= set(found)
+    assert not {name for _, name in found} & {"dead", "near_dead"}
 
 
 def test_a_channel_with_nan_is_neither_alive_nor_dead():
@@ -204,6 +227,67 @@ def test_statdiff_is_that_of_the_output_without_its_affine_map(name):
     pooled = (0, 1, 2) if name in ("tokens", "rms") else (0, 2, 3)
     assert_close(found["0", "statdiff_mean"], np.abs(y.mean(pooled)).mean(), rtol=1e-11, atol=20 * EPS)
     assert_close(found["0", "statdiff_std"], np.abs(y.std(pooled) - 1).mean(), rtol=1e-11, atol=20 * EPS)
+
+
+def test_batch_channel_norm_is_measured_before_its_last_affine_map_and_behind_its_first():
+    """With the first map taken out, or the last one left in, it would be another tensor."""
+    norm, x = BatchChannelNorm(6, groups=2).double(), normal(8, 6, 3, 3)
+    for seed, parameter in enumerate(norm.parameters()):
+        nn.init.normal_(parameter, 1.0, generator=torch.Generator().manual_seed(seed))
+    found = read(nn.Sequential(norm, nn.ReLU()), x)
+    inner = functional.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=1e-5)
+    y = functional.group_norm(inner, 2, eps=1e-5).detach()
+    assert_close(found["0", "statdiff_mean"], y.mean((0, 2, 3)).abs().mean().item(), rtol=1e-12, atol=0)
+    off = (y.std((0, 2, 3), correction=0) - 1).abs().mean().item()
+    assert_close(found["0", "statdiff_std"], off, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_in_a_group_the_means_add_to_nothing_and_the_second_moments_to_one(groups):
+    """T1: mean_c mu_c = 0 and mean_c (sigma_c^2 + mu_c^2) = 1, for any data; so StatDiff is at most sqrt(C_g - 1)."""
+    norm = nn.GroupNorm(groups, 8, eps=0.0)
+    found = read(nn.Sequential(norm, nn.ReLU()), normal(5, 8, 3, 3).exp() * torch.arange(8).view(-1, 1, 1))
+    mean, std = (found["1", name].reshape(groups, -1) for name in ("mean", "std"))
+    np.testing.assert_allclose(mean.mean(1), 0, atol=100 * EPS)
+    np.testing.assert_allclose((mean**2 + std**2).mean(1), 1, rtol=100 * EPS)
+    assert found["0", "statdiff_mean"] <= math.sqrt(8 / groups - 1)
+
+
+def test_batch_channel_norm_lies_between_batch_norm_and_group_norm():
+    """With its first affine map at random: what it adds to the spread of the channels, the group keeps."""
+    x = normal(16, 8, 4, 4) * torch.arange(1, 9).view(-1, 1, 1) + torch.arange(8).view(-1, 1, 1)
+    between = BatchChannelNorm(8, groups=2)
+    nn.init.normal_(between.bias, 0, 0.1, generator=torch.Generator().manual_seed(0))
+    layers = (batch_norm(8), between, nn.GroupNorm(2, 8, eps=0.0))
+    found = [read(nn.Sequential(norm, nn.ReLU()), x)["0", "statdiff_mean"] for norm in layers]
+    assert found[0] < 1e-14 < 0.01 < found[1] < found[2] / 2
+
+
+def test_the_weights_of_the_units_are_read_where_the_graph_shows_whose_they_are():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.ReLU(), nn.Dropout(0.0), nn.Linear(2, 4))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[3.0, 4.0, 0.0], [0.0, -2.0, 0.0]]))
+        model[4].weight.copy_(torch.tensor([[1.0, 0.0], [2.0, 0.0], [2.0, 5.0], [0.0, 12.0]]))
+    found = read(model, normal(10, 3))
+    assert found["2", "incoming_norm"] == pytest.approx([5, 2])
+    assert found["2", "outgoing_norm"] == pytest.approx([3, 13])
+    assert found["2", "overlap"] == pytest.approx([0.8, 0.8])
+    assert found["2", "overlap_mean"] == pytest.approx(np.corrcoef([3, 4, 0], [0, -2, 0])[0, 1])
+
+
+def test_of_a_residual_network_nothing_is_said_about_who_reads_its_sums():
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.act, self.last = nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.act(self.first(x))
+            return self.last(h) + h
+
+    names = {name for _, name in read(Residual(), normal(10, 3))}
+    assert "incoming_norm" in names
+    assert "outgoing_norm" not in names
 
 
 class Functional(nn.Module):

@@ -41,8 +41,14 @@ def are_channels_dying(runs: Mapping[str, Run]) -> Question:
         error="a channel that was off for all n values may still be active for up to 3/n of all inputs (95 % bound)",
         reference="S. Qiao, H. Wang, C. Liu, W. Shen, A. Yuille 2019, arXiv:1911.09738: elimination singularities",
     )  # fmt: skip
-    figures = (plot.elimination, plot.dead_channels) if since is not None else (plot.elimination,)
-    return Question(HEADING, 20, PROBE, said, figures, _table(runs), note)
+    figures = [plot.elimination]
+    figures += [plot.elimination_map] if _recorded(runs, "std") else []  # which older runs lack
+    figures += [plot.dead_channels] if _recorded(runs, "dead") else []
+    return Question(HEADING, 20, PROBE, said, tuple(figures), _table(runs), note)
+
+
+def _recorded(runs: Mapping[str, Run], name: str) -> bool:
+    return any(len(rows(run, PROBE, name)) for run in runs.values())
 
 
 def _first_deaths(runs: Mapping[str, Run]) -> dict[str, int]:

@@ -32,8 +32,8 @@ def are_features_normalized(runs: Mapping[str, Run]) -> Question:
     said = {str(name): sentence(_say(rows)) for name, rows in table.groupby("run", sort=False)}
     note = method(
         runs, PROBE, "statdiff_mean", "statdiff_std",
-        estimator="mean over channels of |mu| and of |sigma - 1| of the normalized features before the affine map, "
-        "statistics over samples and positions",
+        estimator="mean over channels of |mu| and of |sigma - 1| of the normalized features before the last affine "
+        "map, statistics over samples and positions",
         error="none given",
         reference="after the statistical difference of S. Qiao et al. 2019, arXiv:1911.09738; the formula is ours",
     )  # fmt: skip
