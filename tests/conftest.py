@@ -13,9 +13,17 @@ import pytest
 from normlens.run.reading import Measurement, Reading
 from normlens.run.store import Run, open_run
 from normlens.run.writer import RunWriter
+from support.batch_noise_readings import batch_noise_readings
 from support.density import density_readings
+from support.drift_readings import distribution_readings
+from support.fisher_vector_readings import fisher_vector_readings
+from support.gradient_readings import GRADIENT_PROBES
 from support.inference_readings import calibration_readings, quantization_readings
+from support.mutual_information_readings import mutual_information_readings
+from support.representation_readings import REPRESENTATION_PROBES
+from support.singularity_readings import singularity_readings
 from support.system_readings import SYSTEM_PROBES
+from support.variance_shift_readings import variance_shift_readings
 
 HOSTILE = {
     "script": "</script><script>alert(1)</script>",
@@ -84,7 +92,11 @@ def elimination_readings(recipe: Recipe, step: int) -> tuple[Reading, ...]:
         offset[:dead], rate[:dead] = -4.0 - 0.3 * np.arange(dead), 1.0
         offset[0] = -math.inf if dead > 2 else offset[0]
         relu = f"{block}.relu"
+        std = np.where(np.isinf(offset), 0.0, 0.5 + rng.random(recipe.channels))
+        mean = np.where(np.isinf(offset), -1.0, np.nan_to_num(offset, neginf=0) * std)
         readings += [
+            Reading("mean", mean, layer=relu, dims=("channel",), n=4096),
+            Reading("std", std, layer=relu, dims=("channel",), n=4096),
             Reading("offset", offset, layer=relu, dims=("channel",), n=4096),
             Reading("deactivation_rate", rate, layer=relu, dims=("channel",), n=4096),
             Reading("margin", float(offset.min()), layer=relu, n=4096),
@@ -104,10 +116,11 @@ def drift_readings(recipe: Recipe, step: int) -> tuple[Reading, ...]:
         broken = recipe.nan_from is not None and step >= recipe.nan_from
         readings.append(Reading("mean", mean * (math.nan if broken else 1), layer=conv, dims=("channel",), n=4096))
         readings.append(Reading("std", np.ones(recipe.channels), layer=conv, dims=("channel",), n=4096))
+        readings += distribution_readings(conv, 1 + depth * step / 300, broken)
         if step == recipe.steps[0]:
             continue
         shift = math.nan if broken else 0.04 * recipe.drift * 2**depth * step / recipe.steps[-1]
-        for kind in ("mean_shift", "log_scale", "kl"):
+        for kind in ("mean_shift", "log_scale", "kl", "w1", "ks"):
             readings.append(Reading(f"{kind}_first", shift, layer=conv, error=0.003, n=4096))
             readings.append(Reading(f"{kind}_previous", shift / 2, layer=conv, error=0.003, n=4096))
             readings.append(Reading(f"{kind}_floor", 0.04, layer=conv, n=4096))
@@ -184,7 +197,14 @@ PROBES = {
     "edge_of_stability": edge_readings,
     "loss_surface": surface_readings,
     **SYSTEM_PROBES,
+    "singularity": singularity_readings,
+    **GRADIENT_PROBES,
     "calibration": lambda recipe, step: calibration_readings(1 - loss_at(recipe, step) / 3, recipe.layers),
+    "batch_noise": batch_noise_readings,
+    "fisher_vector": fisher_vector_readings,
+    "mutual_information": mutual_information_readings,
+    "variance_shift": variance_shift_readings,
+    **REPRESENTATION_PROBES,
     "quantization_error": lambda recipe, step: quantization_readings(1 + recipe.statdiff, recipe.layers),
 }
 
