@@ -15,11 +15,16 @@ HEADINGS = [
     "Verdict", "The runs", "Overview", "Did it learn?", "Are channels dying?", "Do the layers' inputs drift?",
     "How steep and how ill-conditioned is the loss?",
     "How many directions of the loss are flat, and how many curve?", "Is the learning rate at the edge of stability?",
-    "How does the loss look around the network?",
-    "Do gradients vanish or explode?", "How far are the features from batch norm's?",
-    "How fast do the weights turn?", "Does a gain of a layer's weights reach the outputs?",
-    "Could the targets be reached along the gradients?", "How unsure is the network?",
-    "Does calibration undo noise on the weights?", "How exact is batch norm in integers?", "How this was measured",
+    "Are the layers' inputs ill-conditioned?", "How does the loss look around the network?",
+    "Do gradients vanish or explode?", "How far does the gradient predict the loss?",
+    "Do the layers chase each other?", "Do the gradients of samples and places cancel?",
+    "How far are the features from batch norm's?", "How singular is the Fisher matrix?",
+    "What does batch norm's Fisher vector see?", "How fast do the weights turn?",
+    "Does the IC layer make neurons independent?", "Do batch norm and dropout disagree?",
+    "How noisy are batch statistics, and do the running ones match?", "Do the representations collapse?",
+    "Does a gain of a layer's weights reach the outputs?", "Could the targets be reached along the gradients?",
+    "How unsure is the network?", "Does calibration undo noise on the weights?",
+    "How exact is batch norm in integers?", "How this was measured",
 ]  # fmt: skip
 
 
@@ -88,7 +93,7 @@ def test_nothing_is_loaded_from_elsewhere(text, page):
 
 def test_every_picture_has_words_and_every_id_is_unique(page):
     pictures = [attributes for tag, attributes in page.tags if tag in ("svg", "img")]
-    assert len(pictures) == 19
+    assert len(pictures) == 34
     assert all(attributes.get("aria-label") or attributes.get("alt") for attributes in pictures)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))

@@ -42,7 +42,7 @@ def test_text_is_text_in_the_color_of_the_page(healthy_run):
 
 
 def test_nothing_in_it_points_outside_or_styles_the_page(four_runs):
-    text = svg(plot.overview, four_runs, (10, 10), [])
+    text = svg(plot.overview, four_runs, plot.overview_size(four_runs), [])
     assert "http" not in text
     assert "<style" not in text
     assert "<metadata" not in text
@@ -62,7 +62,8 @@ def test_a_shortened_name_has_its_whole_in_the_tooltip(make_run):
 
 @pytest.mark.parametrize("figure", ["overview", "elimination"])
 def test_hostile_names_stay_text(figure, hostile_runs, hostile_names):
-    text = svg(getattr(plot, figure), hostile_runs, (10, 10), hostile_names.values())
+    size = plot.overview_size(hostile_runs) if figure == "overview" else (10, 10)
+    text = svg(getattr(plot, figure), hostile_runs, size, hostile_names.values())
     root = ElementTree.fromstring(text)
     assert not {"script", "b"} & {node.tag for node in root.iter()}
     assert not any(name.startswith("on") for node in root.iter() for name in node.attrib)

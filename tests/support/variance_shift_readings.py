@@ -16,7 +16,7 @@ def variance_shift_readings(recipe: Any, step: int) -> tuple[Reading, ...]:
     """
     readings = [Reading("layers", float(len(recipe.layers))), Reading("dropouts", float(len(recipe.layers) - 1))]
     for depth, block in enumerate(recipe.layers):
-        layer, shift = f"{block}.norm", (1 + (0.1 + recipe.statdiff) * depth)
+        layer, shift = f"{block}.norm", 1 + (0.1 + 0.02 * recipe.statdiff) * depth
         running = 1 + 0.5 ** (step / 20)
         readings += [
             Reading("dropouts_before", float(depth), layer=layer),
