@@ -55,7 +55,7 @@ def fit_responsibilities(points: Tensor, components: int, *, iterations: int, mi
     """
     features, r = _features(points), slices(points, components)
     for _ in range(iterations):
-        r = _expect(features, prune(_maximize(features, r), min_weight))
+        r = _expect(features, _maximize(features, r), min_weight)
     return r
 
 
@@ -64,7 +64,8 @@ def posterior(points: Tensor, mixture: Mixture) -> Tensor:
 
     Valid where the points are of order 1: the exponent is taken from ``x`` and ``x^2``, two matrix products.
     """
-    return _expect(_features(points), mixture._replace(var=mixture.var.clamp_min(_FLOOR)))
+    least = torch.finfo(points.dtype).tiny
+    return _expect(_features(points), mixture._replace(var=mixture.var.clamp_min(_FLOOR)), least)
 
 
 def slices(points: Tensor, components: int) -> Tensor:
@@ -93,27 +94,30 @@ def _scores_along_the_longest_axis(points: Tensor) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return vectors / vectors.square().sum(2, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny).sqrt()
+    length = torch.linalg.vector_norm(vectors, dim=2, keepdim=True)
+    return vectors / length.clamp_min(torch.finfo(vectors.dtype).tiny)
 
 
-def _features(points: Tensor) -> Tensor:
-    return torch.cat([points, points * points], dim=1)
+def _features(points: Tensor) -> tuple[Tensor, Tensor]:
+    return points, points * points
 
 
-def _expect(features: Tensor, mixture: Mixture) -> Tensor:
-    alive, precision = mixture.weight > 0, mixture.var.reciprocal()
-    log_weight = torch.where(alive, mixture.weight, 1.0).log().masked_fill(~alive, -math.inf)
+def _expect(features: tuple[Tensor, Tensor], mixture: Mixture, min_weight: float) -> Tensor:
+    """Return the responsibilities, to which it does not matter what the weights sum to. Small operations are dear."""
+    least = max(min_weight, torch.finfo(mixture.weight.dtype).tiny)
+    log_weight = torch.where(mixture.weight >= min_weight, mixture.weight.clamp_min(least).log(), -math.inf)
+    precision = mixture.var.reciprocal()
     slope = mixture.mean * precision
-    constant = (mixture.mean * slope + mixture.var.log()).sum(2, keepdim=True)
-    slopes = torch.cat([slope, -0.5 * precision], dim=2)
-    return torch.baddbmm(log_weight - 0.5 * constant, slopes, features).softmax(dim=1)
+    constant = torch.addcmul(mixture.var.log(), mixture.mean, slope).sum(2, keepdim=True)
+    linear = torch.baddbmm(torch.sub(log_weight, constant, alpha=0.5), slope, features[0])
+    return torch.baddbmm(linear, precision, features[1], alpha=-0.5).softmax(dim=1)
 
 
-def _maximize(features: Tensor, r: Tensor) -> Mixture:
+def _maximize(features: tuple[Tensor, Tensor], r: Tensor) -> Mixture:
     total = r.sum(2, keepdim=True)
-    averages = (r @ features.mT) / total.clamp_min(torch.finfo(r.dtype).tiny)
-    mean, square = averages.chunk(2, dim=2)
-    return Mixture(total / r.shape[2], mean, (square - mean.square()).clamp_min(_FLOOR))
+    share = r / total.clamp_min(torch.finfo(r.dtype).tiny)
+    mean, square = (share @ values.mT for values in features)
+    return Mixture(total / r.shape[2], mean, torch.addcmul(square, mean, mean, value=-1).clamp_min(_FLOOR))
 
 
 def prune(mixture: Mixture, min_weight: float) -> Mixture:
