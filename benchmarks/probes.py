@@ -1,7 +1,7 @@
-"""What one measurement of each probe costs on the digits CNN: 256 samples, in a training under way, on two threads.
+"""What one measurement of each probe costs on the digits CNN: 256 samples, in a training under way.
 
-Every probe that ``normlens list`` knows, with its defaults, at five steps of a training with batch norm, and one with the
-IC layer for those that look for gates. The issue's limit is 1.5 s a measurement for the four main probes that need no
+Every probe that ``normlens list`` knows, with its defaults, at five steps of a training with batch norm, and of one
+with the IC layer for those that look for gates. The limit is 1.5 s a measurement for the four main ones that need no
 curvature: elimination, activation_drift, fisher_vector, mutual_information. The run's file says what each one took.
 ``python probes.py`` measures all; ``python probes.py elimination fisher_vector`` some.
 """
@@ -34,12 +34,12 @@ def measured(norm: str, names: list[str]) -> dict[str, list[float]]:
     probes = [catalog.load("normlens.probes", name)() for name in names]
     held = tuple(part[:256] for part in digits.train)
     out = Path(tempfile.mkdtemp()) / "run"
-    with nl.Lens(model, nn.functional.cross_entropy, held, probes=probes, every=EVERY, optimizer=optimizer,
-                 out=out) as lens:  # fmt: skip
+    loss_of = nn.functional.cross_entropy
+    with nl.Lens(model, loss_of, held, probes=probes, every=EVERY, optimizer=optimizer, out=out) as lens:
         steps = 0
         while steps < EVERY * (MEASUREMENTS - 1):
             for x, y in digits.loader(64, seed=steps):
-                loss = nn.functional.cross_entropy(model(x), y)
+                loss = loss_of(model(x), y)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -57,7 +57,8 @@ def measured(norm: str, names: list[str]) -> dict[str, list[float]]:
 def main(names: list[str]) -> None:
     """Print the table."""
     chosen = names or catalog.names("normlens.probes")
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%F')}\n")
+    threads = torch.get_num_threads()
+    print(f"{platform.machine()}, {threads} threads, torch {torch.__version__}, {time.strftime('%F')}\n")
     print("| probe | batch norm, ms | IC layer, ms |")
     print("|---|---|---|")
     found = [measured(norm, chosen) for norm in ("batch_norm", "independent_component")]

@@ -94,7 +94,7 @@ def _scores_along_the_longest_axis(points: Tensor) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(vectors, dim=2, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=2, keepdim=True)
     return vectors / length.clamp_min(torch.finfo(vectors.dtype).tiny)
 
 
