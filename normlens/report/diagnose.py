@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from normlens import catalog
 from normlens.report.finding import Findings
 from normlens.run.store import Run
@@ -19,7 +21,8 @@ def diagnose(run: Run) -> Findings:
     Args:
         run: an opened run, finished or still being written.
     """
-    return Findings(sorted(finding for name in rules() for finding in catalog.load(PACKAGE, name)(run)))
+    asked = {name: catalog.load(PACKAGE, name)(run) for name in rules()}
+    return Findings(sorted(replace(finding, rule=name) for name, found in asked.items() for finding in found))
 
 
 def rules() -> dict[str, str]:

@@ -29,6 +29,7 @@ class Finding:
         message: one sentence: what is the matter and why.
         evidence: numbers by name: the telling one first, its ``error`` and the ``threshold`` it crossed among the rest.
         advice: one sentence: what to do.
+        rule: which rule said it; :func:`normlens.report.diagnose.diagnose` fills it in.
 
     Raises:
         ValueError: the severity is not one of the three.
@@ -41,6 +42,7 @@ class Finding:
     message: str
     evidence: Mapping[str, float] = field(default_factory=dict)
     advice: str = ""
+    rule: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.severity not in _RANK:

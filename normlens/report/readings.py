@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ import pandas as pd
 from normlens.run.errors import NotRecordedError
 from normlens.run.store import Run
 
-__all__ = ["latest", "rows", "scalar", "since"]
+__all__ = ["by_layer", "history", "latest", "rows", "scalar", "since"]
 
 
 def rows(run: Run, probe: str, *names: str) -> pd.DataFrame:
@@ -20,6 +20,17 @@ def rows(run: Run, probe: str, *names: str) -> pd.DataFrame:
     except NotRecordedError:
         return pd.DataFrame(columns=["step", "layer", "unit", "name", "value", "error", "units", "n", "mode"])
     return pd.DataFrame(frame[frame["name"].isin(names)]) if names else frame
+
+
+def by_layer(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield each layer with its rows, in the order of first appearance."""
+    for layer in dict.fromkeys(frame["layer"]):
+        yield str(layer), pd.DataFrame(frame[frame["layer"] == layer])
+
+
+def history(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the rows of one scalar reading, ascending in steps, with a fresh index."""
+    return pd.DataFrame(frame[frame["name"] == name]).sort_values("step", kind="stable").reset_index(drop=True)
 
 
 def latest(frame: pd.DataFrame) -> pd.DataFrame:

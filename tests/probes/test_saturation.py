@@ -76,9 +76,9 @@ def test_activations_that_are_nan_are_not_called_healthy():
 
 
 def test_what_cannot_saturate_and_shares_that_are_none_are_refused():
-    with pytest.raises(ValueError, match="defined for Tanh, .*; 0 is ReLU"):
+    with pytest.raises(ValueError, match=r"defined for Tanh, .*; 0 is ReLU"):
         read(nn.Sequential(nn.ReLU()), grid(), Saturation(layers="0"))
-    with pytest.raises(ValueError, match="0 < share < 1 and 0 < most <= 1; got 0 and 0.95"):
+    with pytest.raises(ValueError, match=r"0 < share < 1 and 0 < most <= 1; got 0 and 0\.95"):
         Saturation(share=0)
     model = nn.Sequential(nn.Linear(1, 1), nn.Tanh())
     nn.init.constant_(model[0].weight, math.nan)

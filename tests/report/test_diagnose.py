@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from normlens import catalog
 from normlens.report.diagnose import diagnose, rules
 
 
@@ -15,3 +16,10 @@ def test_findings_come_worst_first(sick_run):
 
 def test_rules_are_told_by_the_first_line_of_their_files():
     assert rules()["dead_channels"] == "channels that were off for every sample of the probe batch."
+
+
+def test_each_finding_knows_the_rule_that_said_it(sick_run):
+    findings = diagnose(sick_run)
+    assert {finding.rule for finding in findings} >= {"dead_channels", "non_finite", "probe_failed", "unfinished"}
+    for finding in findings:
+        assert repr(finding) in map(repr, catalog.load("normlens.report.rules", finding.rule)(sick_run))

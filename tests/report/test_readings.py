@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
 import pytest
 
-from normlens.report.readings import latest, rows, scalar, since
+from normlens.report.readings import by_layer, history, latest, rows, scalar, since
 
 
 def test_what_was_not_recorded_is_empty_and_not_an_error(healthy_run):
@@ -27,3 +28,13 @@ def test_since_is_the_start_of_the_last_stretch(flags, step):
 def test_since_refuses_what_does_not_hold_at_the_end():
     with pytest.raises(ValueError, match="the last flag must be true"):
         since([0, 1], [True, False])
+
+
+def test_layers_come_in_the_order_of_their_appearance_and_histories_in_that_of_their_steps():
+    rows_of = [("b", 10, "x", 2.0), ("a", 0, "x", 3.0), ("b", 0, "x", 1.0), ("b", 10, "y", 9.0)]
+    frame = pd.DataFrame(rows_of, columns=["layer", "step", "name", "value"])
+    parts = dict(by_layer(frame))
+    assert list(parts) == ["b", "a"]
+    assert history(parts["b"], "x")["value"].tolist() == [1.0, 2.0]
+    assert history(parts["b"], "x").index.tolist() == [0, 1]
+    assert history(parts["a"], "y").empty

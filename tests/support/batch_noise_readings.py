@@ -24,7 +24,7 @@ def batch_noise_readings(recipe: Any, step: int) -> tuple[Reading, ...]:
         lost = math.nan if broken and depth else 1.0
         layer, noise = f"{block}.norm", lost * 4.0 ** (1 + depth % 3) * (1 + recipe.statdiff)
         off = noise / 4096
-        gap = lost * (0.01 + 0.5 * recipe.statdiff)
+        gap = lost * (0.01 + 0.22 * recipe.statdiff)
         readings += [
             Reading("mean_noise", noise, error=0.1 * noise, layer=layer, n=16384),
             Reading("std_noise", 0.8 * noise, error=0.1 * noise, layer=layer, n=16384),

@@ -8,9 +8,10 @@ from normlens.run.store import Run
 
 __all__ = ["dead_channels"]
 
-SICK_FRACTION = 0.1
-"""Of a layer's channels. A layer that has lost a tenth of its width is another architecture than the one chosen; a
-single dead channel in a wide layer is ordinary, and only worth a look."""
+SICK_FRACTION = 0.25
+"""Of a layer's channels. A layer that has lost a quarter of its width is another architecture than the one chosen. Less
+is a note: healthy MLPs without a norm are born with up to 15 % dead channels in a layer (random weights on inputs that
+are positive), lose some more, and learn all the same."""
 
 
 def dead_channels(run: Run) -> list[Finding]:
@@ -29,19 +30,20 @@ def dead_channels(run: Run) -> list[Finding]:
         dead = of_layer[of_layer["name"] == "dead"]
         if len(dead) and dead["value"].iloc[-1] > 0:
             channels = latest(of_layer[of_layer["name"] == "channels"])["value"]
-            first = since(dead["step"], dead["value"] > 0)
+            worst = dead["value"].iloc[-1] / channels.max() >= SICK_FRACTION
+            first = since(dead["step"], dead["value"] >= (SICK_FRACTION * channels.max() if worst else 1))
             found.append(_finding(str(layer), first, dead.iloc[-1]["value"], channels.max(), int(dead["n"].iloc[-1])))
     return found
 
 
 def _finding(layer: str, step: int, dead: float, channels: float, n: int) -> Finding:
-    fraction = dead / channels  # NaN where the number of channels is unknown, which is not sick
+    fraction = dead / channels  # NaN where the number of channels is unknown, which is a note
     seen = f"for each of the {n} values that the probe saw of it" if n else "for every sample of the probe batch"
     sick = fraction >= SICK_FRACTION
     crossed = SICK_FRACTION if sick else 0.0
     evidence = {"fraction_dead": fraction, "threshold": crossed, "dead": dead, "channels": channels}
     return Finding(
-        severity="sick" if sick else "look",
+        severity="sick" if sick else "note",
         probe="elimination",
         layer=layer,
         step=step,

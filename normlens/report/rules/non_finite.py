@@ -15,24 +15,53 @@ __all__ = ["non_finite"]
 INFINITE_BY_DEFINITION = ("offset", "margin")
 """Readings that are infinite for a channel that is constant, which is no fault of the numbers."""
 
-NOT_A_NUMBER_BY_DEFINITION = {
+NOT_A_NUMBER_BY_DEFINITION: dict[str, tuple[str, ...]] = {
     # Drifts have no value where every channel of a layer is constant; ``mean`` and ``std``, from which they are
     # computed, show whether the activations themselves are at fault.
-    "activation_drift": ("mean_shift", "log_scale", "kl"),
+    "activation_drift": ("mean_shift", "log_scale", "kl", "w1", "ks"),
+    "activation_condition": ("",),
+    "batch_noise": (
+        "training_batch",
+        "mean_noise",
+        "std_noise",
+        "excess_kurtosis",
+        "effective_values",
+        "statistic_error",
+        "batch_error",
+        "running",
+        "initial_share",
+        "filtered_error",
+        "best_prior_weight",
+    ),
+    "cancellation": ("",),
+    "covariate_shift": ("",),
+    "fisher_vector": ("",),
+    "gradient_flow": ("growth", "predicted"),
+    "gradient_predictiveness": ("",),
+    "mutual_information": ("",),
+    "rank_collapse": ("",),
+    "singularity": ("",),
+    "variance_shift": ("",),
+    # The angle of a gradient that is zero, and the share of a weight that is.
+    "weight_dynamics": ("invariance", "angle", "orthogonal_energy", "enorm_gap", "imbalance"),
     # Below the precision of the measurement nothing is known; ``lambda_max`` shows whether the loss is at fault.
     "condition_number": ("curve",),
 }
-"""Readings by which a probe says that it does not know, by the beginning of their names."""
+"""Readings by which a probe says that it does not know, by the beginning of their names ("" for all of them)."""
 
 
 def non_finite(run: Run) -> list[Finding]:
     """Return one finding for what the probes read, and one for what the user logged, each at its first such step.
 
+    What the probes read is sick, unless loss and gradient are known and stayed finite: then it is worth a look.
+
     Args:
         run: an opened run.
     """
     of_probes = [_bad(run, probe) for probe in run.probes if probe not in ("user", "lens")]
-    return [*_finding("sick", of_probes), *_finding("look", [_bad(run, "user")])]
+    curve = rows(run, "training_curve", "loss", "gradient_norm", "batch_loss")["value"].to_numpy(float)
+    severity = "look" if curve.size and np.isfinite(curve).all() else "sick"
+    return [*_finding(severity, of_probes), *_finding("look", [_bad(run, "user")])]
 
 
 def _bad(run: Run, probe: str) -> pd.DataFrame:

@@ -12,6 +12,9 @@ __all__ = ["probe_failed"]
 def probe_failed(run: Run) -> list[Finding]:
     """Return a finding for each probe and message of failed measurements; the training itself goes on undisturbed.
 
+    A probe that worked before is worth a look: something has changed. One that never did does not fit the model, which
+    is a note.
+
     Args:
         run: an opened run.
     """
@@ -24,8 +27,9 @@ def probe_failed(run: Run) -> list[Finding]:
 
 def _finding(run: Run, probe: str, message: str, failed: list[Measurement]) -> Finding:
     tried = sum(m.probe == probe and m.status in ("ok", "failed") for m in run.measurements)
+    worked = any(m.probe == probe and m.status == "ok" and m.step < failed[0].step for m in run.measurements)
     return Finding(
-        severity="look",
+        severity="look" if worked else "note",
         probe=probe,
         layer="",
         step=failed[0].step,

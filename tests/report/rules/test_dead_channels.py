@@ -14,8 +14,8 @@ def counts(write_measurements, history, channels=20.0, n=100):
     ])  # fmt: skip
 
 
-@pytest.mark.parametrize(("dead", "severity"), [(1, "look"), (2, "sick"), (20, "sick")])
-def test_a_tenth_of_a_layer_is_sick_and_less_is_worth_a_look(write_measurements, dead, severity):
+@pytest.mark.parametrize(("dead", "severity"), [(1, "note"), (4, "note"), (5, "sick"), (20, "sick")])
+def test_a_quarter_of_a_layer_is_sick_and_less_is_a_note(write_measurements, dead, severity):
     (finding,) = dead_channels(counts(write_measurements, [dead]))
     assert finding.severity == severity
     assert finding.evidence["fraction_dead"] == dead / 20
@@ -36,3 +36,8 @@ def test_the_rule_of_three_bounds_how_often_a_dead_channel_may_be_active(write_m
     assert finding.evidence["active_at_most"] == pytest.approx(0.01)
     missed = (1 - 0.01) ** 300
     assert missed == pytest.approx(0.05, rel=0.03)  # that is, 95 % confidence
+
+
+def test_what_is_sick_is_so_since_a_quarter_was_dead(write_measurements):
+    (finding,) = dead_channels(counts(write_measurements, [1, 4, 5, 9]))
+    assert finding.step == 20

@@ -6,6 +6,7 @@ import pytest
 
 from normlens.report.rules.diverged import diverged
 from normlens.run.reading import Measurement, Reading
+from support.over_time import measurements
 
 
 def losses(write_measurements, *values, error=math.nan):
@@ -44,3 +45,27 @@ def test_a_rise_within_the_recorded_errors_is_no_finding(write_measurements):
     (finding,) = diverged(losses(write_measurements, 2.0, 2.3, error=0.1))
     assert finding.evidence["threshold"] == pytest.approx(2 + 2 * math.sqrt(2) * 0.1)
     assert finding.evidence["error"] == 0.1
+
+
+def test_a_loss_that_was_above_its_start_and_has_not_come_below_nine_tenths_of_it_is_lost(write_measurements):
+    (finding,) = diverged(losses(write_measurements, 2.0, 1.9, 50.0, 1.85))
+    assert (finding.severity, finding.step) == ("sick", 2)
+    assert "rose to 50" in finding.message
+    assert diverged(losses(write_measurements, 2.0, 1.9, 50.0, 1.75)) == []
+
+
+def test_a_hundredth_is_noise_where_no_error_is_known(write_measurements):
+    assert diverged(losses(write_measurements, 2.0, 2.015)) == []
+    assert len(diverged(losses(write_measurements, 2.0, 2.025))) == 1
+
+
+def test_the_layer_whose_weights_doubled_first_is_where_it_began(write_measurements):
+    curve = measurements("training_curve", loss=[2.0, 3.0, 4.0])
+    early = measurements("weight_dynamics", "early", norm=[1.0, 2.5, 3.0])
+    more = measurements("weight_dynamics", "more", norm=[1.0, 4.0, 5.0])
+    late = measurements("weight_dynamics", "late", norm=[1.0, 1.5, 99.0])
+    (finding,) = diverged(write_measurements([*curve, *late, *early, *more]))
+    assert finding.layer == "more"
+    assert "It began in more, whose weights grew 4 times." in finding.message
+    (finding,) = diverged(write_measurements(curve))
+    assert finding.layer == ""

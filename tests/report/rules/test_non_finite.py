@@ -52,3 +52,13 @@ def test_a_condition_number_below_the_precision_is_not_known_which_is_no_fault(w
     assert non_finite(run(2.0)) == []
     (finding,) = non_finite(run(math.nan))
     assert finding.message.startswith("condition_number/lambda_max is NaN")
+
+
+def test_a_number_that_a_probe_lacks_is_worth_a_look_where_loss_and_gradient_stay_finite(write_measurements):
+    def severity(loss):
+        curve = Measurement(0, "training_curve", readings=(Reading("loss", loss), Reading("gradient_norm", 1.0)))
+        mine = Measurement(0, "mine", readings=(Reading("quotient", math.nan),))
+        return [finding.severity for finding in non_finite(write_measurements([curve, mine]))]
+
+    assert severity(1.0) == ["look"]
+    assert severity(math.inf) == ["sick"]

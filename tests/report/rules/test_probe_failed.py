@@ -11,5 +11,5 @@ def test_failures_are_grouped_by_probe_and_message_and_counted_among_those_tried
     ])  # fmt: skip
     first, second = probe_failed(run)
     assert first.message == "The probe a failed in 2 of 4 measurements: ValueError: x."
-    assert (first.step, first.severity) == (0, "look")
-    assert (second.step, second.evidence["failed"]) == (4, 1)
+    assert (first.step, first.severity) == (0, "note")  # never worked before
+    assert (second.step, second.severity, second.evidence["failed"]) == (4, "look", 1)
