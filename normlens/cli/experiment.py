@@ -29,7 +29,6 @@ from normlens.run.writer import run_path
 
 __all__ = ["Experiment", "plan"]
 
-_PROBE_SAMPLES = 256
 _MEASUREMENTS = 40
 
 
@@ -150,7 +149,7 @@ class Experiment:
     def _probe_batch(self) -> tuple[Tensor, Tensor]:
         """Draw fixed training samples, the same for every norm and seed."""
         x, y = self.data.train
-        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:_PROBE_SAMPLES]
+        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: self.options.probe_samples]
         return x[chosen], y[chosen]
 
     @property
@@ -190,7 +189,7 @@ class Experiment:
             "data": self.data.name, "model": o.model, "norm": variant.norm, "placement": o.placement,
             "optimizer": optimization.describe(), "weights": variant.weights, "schedule": variant.schedule,
             "augment": variant.augment, "epochs": o.epochs, "batch_size": o.batch_size, "device": o.device,
-            "probe_samples": _PROBE_SAMPLES,
+            "probe_samples": min(o.probe_samples, len(self.data.train[0])),
         }  # fmt: skip
 
 

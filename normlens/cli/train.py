@@ -38,6 +38,7 @@ def add_parser(commands: Any) -> None:
     add("--seeds", default="0", help="integers, separated by commas")
     add("--device", default="cpu", choices=["cpu", "cuda", "mps"])
     add("--every", type=_positive(int), help="optimizer steps between measurements (default: about 40 in all)")
+    add("--probe-samples", type=_positive(int), default=256, help="training samples to measure on (default: 256)")
     add(
         "--budget", type=_positive(float), help="share of the training time for measuring, e.g. 0.1 (default: no limit)"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,8 @@ from normlens.models.shapes import check_classes, check_image, check_widths
 from normlens.models.weight_layers import conv, linear
 
 __all__ = ["CNN"]
+
+_DROP_RATE = 0.2
 
 
 class CNN(nn.Module):
@@ -23,7 +27,9 @@ class CNN(nn.Module):
     Args:
         input_shape: the shape ``(C, H, W)`` of one image.
         classes: the number of outputs.
-        norm: a module name of :mod:`normlens.nn`, a class or function called as ``norm(num_features)``, or None.
+        norm: a module name of :mod:`normlens.nn`, a class or function called as ``norm(num_features)``, or None. In the
+            place of a norm ``"dropout"`` sets a fifth of the values to zero, ``"spatial_dropout"`` a fifth of the
+            channels: what the IC layer is compared with.
         placement: on which side of the ReLU the norm stands.
         seed: decides all weights; the weight layers do not depend on ``norm``.
         widths: the number of channels of each block.
@@ -31,6 +37,8 @@ class CNN(nn.Module):
     Raises:
         ValueError: an unknown norm or placement, images that are too small, or sizes that are not positive.
     """
+
+    own_norms: ClassVar[tuple[str, ...]] = ("dropout", "spatial_dropout")
 
     def __init__(
         self,
@@ -47,9 +55,10 @@ class CNN(nn.Module):
         check_classes(classes)
         channels, _, _ = check_image(input_shape, smallest=2 ** (len(widths) - 1))
         generator = torch.Generator().manual_seed(seed)
+        bias = norm in self.own_norms or needs_bias(norm, placement)  # a dropout subtracts none
         for number, width in enumerate(widths, start=1):
-            weight = conv(channels, width, bias=needs_bias(norm, placement), generator=generator)
-            self.add_module(f"block{number}", weight_block("conv", weight, make_norm(norm, width), placement))
+            weight = conv(channels, width, bias=bias, generator=generator)
+            self.add_module(f"block{number}", weight_block("conv", weight, _norm_or_gates(norm, width), placement))
             if number < len(widths):
                 self.add_module(f"pool{number}", nn.MaxPool2d(2))
             channels = width
@@ -66,3 +75,9 @@ class CNN(nn.Module):
         for step in self.children():
             x = step(x)
         return x
+
+
+def _norm_or_gates(norm: Norm, width: int) -> nn.Module | None:
+    if norm == "dropout":
+        return nn.Dropout(_DROP_RATE)
+    return nn.Dropout2d(_DROP_RATE) if norm == "spatial_dropout" else make_norm(norm, width)

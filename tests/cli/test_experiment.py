@@ -15,7 +15,7 @@ def options(**changes) -> argparse.Namespace:
         "data": "digits", "data_dir": None, "model": "mlp", "norm": "batch_norm,none", "placement": "pre-activation",
         "weights": "none", "schedule": "constant", "augment": "none",
         "probes": None, "epochs": 2, "batch_size": 64, "optimizer": "sgd", "lr": 0.05, "seeds": "3,4", "device": "cpu",
-        "every": None, "budget": 0.25, "out": None, "overwrite": False, "quiet": True, "json": False,
+        "every": None, "probe_samples": 256, "budget": 0.25, "out": None, "overwrite": False, "quiet": True, "json": False,
     }  # fmt: skip
     return argparse.Namespace(**{**settings, **changes})
 
@@ -37,6 +37,8 @@ def test_the_probe_batch_is_the_same_for_every_norm_and_leaves_the_random_state_
     first, second = (plan(options(norm=norm))._probe_batch() for norm in ("batch_norm", "none"))
     assert torch.equal(first[0], second[0])
     assert torch.equal(torch.get_rng_state(), before)
+    assert len(first[0]) == 256
+    assert torch.equal(plan(options(probe_samples=40))._probe_batch()[0], first[0][:40])
 
 
 def test_about_forty_measurements_are_made_unless_every_is_given():

@@ -44,3 +44,16 @@ def test_the_smallest_image_is_that_which_the_pools_leave_one_pixel_of() -> None
 def test_widths_that_are_not_positive_are_refused() -> None:
     with pytest.raises(ValueError, match="one or more positive numbers"):
         CNN((1, 4, 4), 2, norm=None, widths=(4, 0))
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("dropout", torch.nn.Dropout), ("spatial_dropout", torch.nn.Dropout2d)])
+@pytest.mark.parametrize("placement", ["pre-activation", "post-activation"])
+def test_gates_may_stand_in_the_place_of_a_norm_and_leave_the_weights_and_their_biases(norm, kind, placement) -> None:
+    gated, plain = (CNN((1, 8, 8), 3, norm=choice, placement=placement, widths=(4, 5)) for choice in (norm, None))
+    assert [type(gated.get_submodule(f"block{n}.norm")) for n in (1, 2)] == [kind, kind]
+    assert gated.block1.norm.p == 0.2
+    order = ["conv", "norm", "relu"] if placement == "pre-activation" else ["conv", "relu", "norm"]
+    assert [name for name, _ in gated.block1.named_children()] == order
+    assert gated.state_dict().keys() == plain.state_dict().keys()
+    x = torch.ones(2, 1, 8, 8)
+    assert torch.equal(gated.eval()(x), plain(x))
