@@ -27,6 +27,7 @@ from normlens.plot.gradient_flow import gradient_flow, gradient_flow_data
 from normlens.plot.gradient_norm import gradient_norm, gradient_norm_data
 from normlens.plot.gradient_predictiveness import gradient_predictiveness, gradient_predictiveness_data
 from normlens.plot.hessian_spectrum import hessian_spectrum, hessian_spectrum_data
+from normlens.plot.information_ratio import information_ratio, information_ratio_data
 from normlens.plot.mutual_information import mutual_information, mutual_information_data
 from normlens.plot.rank_collapse import rank_collapse, rank_collapse_data
 from normlens.plot.singularity import singularity, singularity_data
@@ -56,7 +57,8 @@ SHEET: tuple[tuple[tuple[Figure_, int], ...], ...] = (
     ((gradient_flow, 1), (cancellation, 1)),
     ((batch_noise, 1), (variance_shift, 1)),
     ((activation_condition, 1), (rank_collapse, 1)),
-    ((singularity, 1), (fisher_vector, 1), (mutual_information, 1)),
+    ((singularity, 1), (fisher_vector, 1)),
+    ((mutual_information, 1), (information_ratio, 1)),
 )
 """The rows of the sheet: figures and their shares of the width."""
 
@@ -81,6 +83,7 @@ TABLES = {
     "singularity": singularity_data,
     "fisher_vector": fisher_vector_data,
     "mutual_information": mutual_information_data,
+    "information_ratio": information_ratio_data,
 }
 
 
