@@ -33,7 +33,8 @@ def test_there_is_a_panel_for_each_figure_with_data_and_none_for_the_others(heal
         "training_curve", "gradient_norm", "elimination", "dead_channels", "activation_drift", "statdiff",
         "hessian_spectrum", "condition_number", "edge_of_stability",
         "gradient_predictiveness", "covariate_shift", "gradient_flow", "cancellation", "batch_noise", "variance_shift",
-        "activation_condition", "rank_collapse", "singularity", "fisher_vector", "mutual_information", "information_ratio",
+        "activation_condition", "rank_collapse", "singularity", "fisher_vector", "mutual_information",
+        "information_ratio",
     }  # fmt: skip
     only_loss = write_measurements([Measurement(0, "training_curve", readings=(Reading("loss", 1.0),))])
     assert list(overview_data(only_loss)["panel"]) == ["training_curve"]
