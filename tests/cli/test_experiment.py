@@ -15,7 +15,8 @@ def options(**changes) -> argparse.Namespace:
         "data": "digits", "data_dir": None, "model": "mlp", "norm": "batch_norm,none", "placement": "pre-activation",
         "weights": "none", "schedule": "constant", "augment": "none",
         "probes": None, "epochs": 2, "batch_size": 64, "optimizer": "sgd", "lr": 0.05, "seeds": "3,4", "device": "cpu",
-        "every": None, "probe_samples": 256, "budget": 0.25, "out": None, "overwrite": False, "quiet": True, "json": False,
+        "every": None, "probe_samples": 256, "budget": 0.25, "out": None, "overwrite": False, "quiet": True,
+        "json": False,
     }  # fmt: skip
     return argparse.Namespace(**{**settings, **changes})
 
