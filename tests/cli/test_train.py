@@ -17,6 +17,7 @@ from normlens.run.store import open_run
 SHORT = ["--model", "mlp", "--epochs", "1", "--batch-size", "256", "--every", "3"]
 
 
+@pytest.mark.slow
 def test_one_run_for_each_norm_and_seed_and_a_report(tmp_path, capsys):
     arguments = ["run", *SHORT, "--norm", "batch_norm,none", "--seeds", "0,1", "--out", str(tmp_path), "--json"]
     assert main(arguments) == 0

@@ -202,7 +202,7 @@ def test_every_parameter_has_an_influence_on_the_loss(make: Make, placement: str
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("placement", ["pre-activation", pytest.param("post-activation", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm", NORMS)
 def test_every_layer_of_normlens_nn_that_takes_the_activations_fits_by_its_name(
     make: Make, norm: str, placement: str

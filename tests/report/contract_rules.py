@@ -101,6 +101,7 @@ def test_a_rule_copes_with_a_run_in_which_nothing_was_measured(name, write_measu
         ask(name, run)
 
 
+@pytest.mark.slow
 def test_diagnose_asks_every_rule(made_for):
     for name, make in made_for.items():
         run = make()

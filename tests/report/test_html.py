@@ -118,10 +118,12 @@ def test_rows_carry_their_layer_for_the_filter(page):
     assert {"block1.relu", "block2.conv", "block3.norm"} <= layers
 
 
+@pytest.mark.slow
 def test_equal_runs_give_equal_bytes(text, four_runs, tmp_path):
     assert write_report(four_runs, tmp_path / "page.html").read_bytes() == text.encode("utf-8")
 
 
+@pytest.mark.slow
 def test_hostile_names_are_text_and_nothing_else(hostile_runs, hostile_names, tmp_path):
     written = write_report(hostile_runs, tmp_path / "page.html").read_text(encoding="utf-8")
     page = Page(written)
@@ -137,6 +139,7 @@ def test_hostile_names_are_text_and_nothing_else(hostile_runs, hostile_names, tm
     assert "<b>&amp;</b>" in everything
 
 
+@pytest.mark.slow
 def test_every_kind_of_hostile_name_may_be_the_run_itself(make_run, hostile_names):
     run = make_run(channels=2, layers=("a", "b"), steps=(0, 60))
     page = Page(render(dict.fromkeys(hostile_names.values(), run)))
@@ -147,6 +150,7 @@ def test_every_kind_of_hostile_name_may_be_the_run_itself(make_run, hostile_name
         assert hostile_names[kind] in shown, kind
 
 
+@pytest.mark.slow
 def test_what_did_not_run_and_the_overhead_are_told(four_runs, sick_run):
     text = " ".join(text for _, text in Page(render({**four_runs, "sick": sick_run})).texts)
     assert "The lens took 1.8 s on top of 30 s of bare training: 6.0 % (budget 10 %)." in text
@@ -179,6 +183,7 @@ def test_a_long_table_is_cut_with_a_sentence_that_says_how_to_get_all(write_meas
     assert f'normlens.open_run("{run.path.name}").frame("training_curve")' in text
 
 
+@pytest.mark.slow
 def test_runs_may_come_alone_in_a_list_or_by_name_and_equal_names_are_told_apart(healthy_run):
     assert Page(render(healthy_run)).inside("h1") == ["Is this run healthy?"]
     names = Page(render([healthy_run, healthy_run])).inside("bdi")

@@ -18,6 +18,7 @@ def test_open_run_gives_a_run_that_shows_itself(sick_run):
     assert 'aria-label="The loss is not finite from step 180' in shown
 
 
+@pytest.mark.slow
 def test_hostile_names_are_escaped(hostile_runs):
     for run in list(hostile_runs.values())[:2]:
         shown = open_run(run.path)._repr_html_()

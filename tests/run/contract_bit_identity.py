@@ -30,9 +30,14 @@ def open_with(probes, path: Path, **settings):
     return open_lens
 
 
+QUICK = ("mlp", "conv_batch_norm")  # the other four take a minute and a half; CI runs them with what is slow
+
+
 # In train mode spectral_norm's vectors move with the weights, which autograd does not see: the Hessian says so.
 @pytest.mark.filterwarnings("ignore:normlens. the Hessian does not agree:RuntimeWarning")
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "network", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+)
 def test_fifty_steps_are_bit_identical_with_every_probe_at_every_step_and_without(network, tmp_path):
     build = NETWORKS[network]
     watched = train(build, open_with(every_probe(), tmp_path / "run"))
