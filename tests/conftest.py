@@ -21,6 +21,7 @@ from support.gradient_readings import GRADIENT_PROBES
 from support.inference_readings import calibration_readings, quantization_readings
 from support.mutual_information_readings import mutual_information_readings
 from support.representation_readings import REPRESENTATION_PROBES
+from support.saturation_readings import saturation_readings
 from support.singularity_readings import singularity_readings
 from support.system_readings import SYSTEM_PROBES
 from support.variance_shift_readings import variance_shift_readings
@@ -199,6 +200,7 @@ PROBES = {
     **SYSTEM_PROBES,
     "singularity": singularity_readings,
     **GRADIENT_PROBES,
+    "saturation": saturation_readings,
     "calibration": lambda recipe, step: calibration_readings(1 - loss_at(recipe, step) / 3, recipe.layers),
     "batch_noise": batch_noise_readings,
     "fisher_vector": fisher_vector_readings,

@@ -60,6 +60,8 @@ from normlens.plot.rank_collapse import rank_collapse as rank_collapse
 from normlens.plot.rank_collapse import rank_collapse_data as rank_collapse_data
 from normlens.plot.representation_alignment import representation_alignment as representation_alignment
 from normlens.plot.representation_alignment import representation_alignment_data as representation_alignment_data
+from normlens.plot.saturation import saturation as saturation
+from normlens.plot.saturation import saturation_data as saturation_data
 from normlens.plot.self_normalization import self_normalization as self_normalization
 from normlens.plot.self_normalization import self_normalization_data as self_normalization_data
 from normlens.plot.singularity import singularity as singularity

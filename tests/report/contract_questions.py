@@ -43,7 +43,7 @@ def test_what_was_not_measured_is_said_with_the_reason(ask, write_measurements):
         "hessian_spectrum", "loss_surface", "weight_dynamics", "self_normalization", "representation_alignment",
         "mutual_information", "variance_shift", "predictive_entropy", "calibration", "quantization_error",
         "batch_noise", "rank_collapse", "activation_condition", "gradient_predictiveness", "covariate_shift",
-        "cancellation", "singularity", "fisher_vector",
+        "cancellation", "singularity", "fisher_vector", "saturation",
     )  # fmt: skip
     starved = write_measurements([Measurement(0, probe, "starved", "would have cost 9 s") for probe in probes])
     question = ask({"run": starved})

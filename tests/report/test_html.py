@@ -12,7 +12,8 @@ from normlens.run.store import open_run
 
 VOID = {"meta", "input", "br", "img", "link", "hr"}
 HEADINGS = [
-    "Verdict", "The runs", "Overview", "Did it learn?", "Are channels dying?", "Do the layers' inputs drift?",
+    "Verdict", "The runs", "Overview", "Did it learn?", "Are channels dying?", "Are units saturated?",
+    "Do the layers' inputs drift?",
     "How steep and how ill-conditioned is the loss?",
     "How many directions of the loss are flat, and how many curve?", "Is the learning rate at the edge of stability?",
     "Are the layers' inputs ill-conditioned?", "How does the loss look around the network?",
@@ -93,7 +94,7 @@ def test_nothing_is_loaded_from_elsewhere(text, page):
 
 def test_every_picture_has_words_and_every_id_is_unique(page):
     pictures = [attributes for tag, attributes in page.tags if tag in ("svg", "img")]
-    assert len(pictures) == 34
+    assert len(pictures) == 35
     assert all(attributes.get("aria-label") or attributes.get("alt") for attributes in pictures)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
