@@ -23,6 +23,7 @@ from support.fingerprint import fingerprint
 from support.networks import NETWORKS, batch
 
 PROBES = catalog.names("normlens.probes")
+QUICK = ("mlp", "conv_batch_norm", "dropout")  # each probe on the other three too takes minutes: CI does it
 
 
 @pytest.fixture(params=PROBES)
@@ -32,7 +33,7 @@ def kind(request: pytest.FixtureRequest) -> Callable[[], Probe]:
     return found
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS])
 def model(request: pytest.FixtureRequest) -> nn.Module:
     return network(request.param)
 
