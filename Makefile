@@ -14,7 +14,7 @@ help:  ## say what there is to make
 
 demo: $(VENV)/.runtime  ## train one network under four normalizations, and write the report (a minute or two)
 	@$(BIN)/normlens run --data digits --model cnn --norm batch_norm,group_norm,layer_norm,none \
-		--epochs 30 --every 50 --out $(OUT) --overwrite
+		--epochs 30 --every 100 --out $(OUT) --overwrite
 
 # One thread a worker: two workers of two threads each would fight for two cores.
 test: $(VENV)/.dev  ## run the tests but those marked slow
