@@ -44,7 +44,7 @@ def batch_noise(runs: Run | Mapping[str, Run], ax: Axes | None = None) -> Axes:
         ticks(ax, layers, {str(layer): count**-0.5 for layer, count in counts.items() if count > 0})
     log_marks(ax, gathered, layers, KINDS)
     layer_axis(ax, layers)
-    ax.set_xlabel("error of the mean / σ:  ● of a batch   ◇ running" + ("   | if independent" if alone else ""))
+    ax.set_xlabel("error of the mean / σ:  ● batch   ◇ running" + ("   | independent" if alone else ""))
     if not alone:
         legend(ax, {name: color for name, color, _ in gathered.each()})
     title(ax, _answer(gathered), width=title_width(layers))

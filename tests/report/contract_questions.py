@@ -57,4 +57,4 @@ def test_questions_come_in_an_order_without_ties(healthy_run):
     asked = [catalog.load("normlens.report.questions", name)({"run": healthy_run}) for name in QUESTIONS]
     assert len({question.order for question in asked}) == len(asked)
     headings = [question.heading for question in sorted(asked, key=lambda q: q.order)]
-    assert headings[:3] == ["Did it learn?", "Are channels dying?", "Do the layers' inputs drift?"]
+    assert headings[:3] == ["Did it learn?", "Are channels dying?", "Are units saturated?"]
