@@ -81,7 +81,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, *, eps: float) -> Tensor:
     """Root mean square norm of ``(N, C, *spatial)`` over channels and space, in at least float32; scale per channel."""
     wide = promote(x)
     if weight is not None and has_kernel(wide, weight):
-        columns = weight.to(wide.dtype).view(-1, 1).expand(wide.shape[1], wide[0, 0].numel()).reshape(-1)
+        columns = weight.to(wide.dtype).view(-1, 1).expand(wide.shape[1], wide.shape[2:].numel()).reshape(-1)
         return rms_rows(wide.flatten(1).contiguous(), columns, eps).view_as(wide).to(x.dtype)
     inverse = (mean_square(wide, sample_dims(wide)) + eps).rsqrt()
     return (wide * (inverse if weight is None else inverse * per_channel(weight.to(wide.dtype), wide))).to(x.dtype)

@@ -59,3 +59,12 @@ def test_output_is_invariant_to_scaling_a_sample_but_not_to_shifting_it(draw):
 def test_a_single_value_becomes_its_sign():
     x = torch.tensor([[-3.0], [0.5]], dtype=torch.float64)
     assert_close(RMSNorm(1, eps=0.0, dtype=torch.float64)(x), x.sign(), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (0, 4, 3)])
+def test_an_empty_batch_has_an_empty_output_and_a_gradient_of_zero(shape):
+    norm = RMSNorm(4)
+    y = norm(torch.zeros(shape, requires_grad=True))
+    y.sum().backward()
+    assert y.shape == shape
+    assert not norm.weight.grad.any()
