@@ -18,10 +18,10 @@ demo: $(VENV)/.runtime  ## train one network under four normalizations, and writ
 
 # One thread a worker: two workers of two threads each would fight for two cores.
 test: $(VENV)/.dev  ## run the tests but those marked slow
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 slow: $(VENV)/.dev  ## run the tests marked slow: kills and flips by the hundred, every switch of every layer
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 lint: $(VENV)/.dev  ## style, types, layer rule
 	$(BIN)/ruff check .

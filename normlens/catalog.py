@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,12 @@ def nearest(name: str, known: list[str], *, what: str) -> str:
     return f"unknown name {name!r} in {what}: {hint}"
 
 
+@cache
 def _entries(package: str) -> dict[str, tuple[str, str]]:
-    """Map file name -> (first public name, first docstring line), for files whose first public name is an entry."""
+    """Map file name -> (first public name, first docstring line), for files whose first public name is an entry.
+
+    Read once a process, as imports are: a report asks some two hundred times.
+    """
     root = Path(__file__).parent.joinpath(*package.split(".")[1:])
     found = {}
     for path in root.glob("*.py"):

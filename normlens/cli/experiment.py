@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from normlens.catalog import load, names
+from normlens.catalog import UnknownNameError, load, names, nearest
 from normlens.cli.errors import UnsupportedError, UsageError
 from normlens.cli.recipe import Optimization, augmentation, check_names, optimization, reparametrized
 from normlens.cli.schedule import at_the_ends, scheduled
@@ -202,9 +202,10 @@ def plan(options: argparse.Namespace) -> Experiment:
     """
     asked, varying = variants(options)
     model = load("normlens.models", options.model)
+    norms = ["none", *getattr(model, "own_norms", ()), *names("normlens.nn")]
     for variant in asked:
-        if variant.norm != "none" and variant.norm not in getattr(model, "own_norms", ()):
-            load("normlens.nn", variant.norm)
+        if variant.norm not in norms:
+            raise UnknownNameError(nearest(variant.norm, norms, what="--norm"))
         check_names(variant)
     chosen = split_names(options.probes, "probes") if options.probes else names("normlens.probes")
     probes = [load("normlens.probes", name)() for name in chosen]

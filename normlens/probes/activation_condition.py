@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from normlens.curvature.activation_condition import activation_condition
 from normlens.nn.functional import promote
-from normlens.probes.inner_inputs import behind_the_first
+from normlens.probes.module_kinds import is_weight_layer
 from normlens.run.capture import Activation, Layers
 from normlens.run.probe import Step
 from normlens.run.reading import Reading
@@ -49,7 +49,8 @@ class ActivationCondition:
         widest: numbers m that enter a unit, beyond which the singular values would cost too much.
         tolerance: relative to the largest singular value.
         seed: of the draw of rows.
-        layers: which modules; None for every linear and convolution layer behind another layer with parameters.
+        layers: which modules; None for every linear and convolution layer, those that see the data among them: data
+            that nobody centered are the usual case.
     """
 
     rows: int = 1024
@@ -72,7 +73,7 @@ class ActivationCondition:
         Raises:
             ValueError: ``layers`` names nothing.
         """
-        chosen = behind_the_first(step) if self.layers is None else step.activations(self.layers)
+        chosen = step.activations(_has_weights if self.layers is None else self.layers)
         taken = {name: self._rows(activation) for name, activation in chosen.items()}
         known = {name: rows for name, rows in taken.items() if rows is not None}
         if len(known) < max(len(taken), 1):
@@ -112,6 +113,10 @@ class ActivationCondition:
         yield Reading("features", float(features), layer=layer)
         yield Reading("tolerance", tolerance, layer=layer)
         yield Reading("floor", floor, layer=layer)
+
+
+def _has_weights(name: str, module: nn.Module) -> bool:
+    return is_weight_layer(module)
 
 
 def _measured(rows: Tensor, tolerance: float) -> tuple[list[float], list[float], float]:

@@ -36,7 +36,7 @@ class ActivationDrift:
       the divergence of the Gaussian now from the Gaussian then,
     * ``w1`` :math:`\int |F_t - F_r|\,dx / \sigma_r` and ``ks`` :math:`\sup_x |F_t - F_r|`, which also see a change of
       shape, of at most ``channels`` channels of ``values`` values each, evenly spaced (from histograms of 512
-      bins: ``w1`` within 1 % of the raw values' own above its floor, ``ks`` at most 0.002 below it at 4096 values),
+      bins: ``w1`` within 1 % of the raw values' own above its floor, ``ks`` within 1 % from 100 values on),
 
     each as ``…_first``, ``…_previous`` and ``…_since``, and beside them the null floors ``mean_shift_floor``,
     ``log_scale_floor``, ``kl_floor``, ``w1_floor`` and ``ks_floor``: the 99 % point of what a fresh batch of the same

@@ -65,7 +65,7 @@ class Elimination:
         """Measure at ``step``.
 
         Raises:
-            ValueError: the model has neither nonlinearities nor normalizations as modules.
+            ValueError: the model has neither rectifiers (or relatives) nor normalizations as modules.
         """
         chosen = self._chosen(step)
         for name, activation in chosen.items():
@@ -86,8 +86,9 @@ class Elimination:
         chosen = chosen or step.activations(lambda _, module: is_normalization(module))
         if not chosen:
             raise ValueError(
-                "elimination needs nonlinearities or normalizations that are modules; this model calls them as "
-                "functions: name the layers whose output enters the nonlinearity, e.g. Elimination(layers='conv*')"
+                "elimination needs rectifiers, their smooth relatives or normalizations that are modules; this model "
+                "has none: if it calls them as functions, name the layers whose output enters the nonlinearity, e.g. "
+                "Elimination(layers='conv*'); units of tanh or sigmoid die by saturation, which Saturation() measures"
             )
         return dict(chosen)
 

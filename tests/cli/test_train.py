@@ -42,6 +42,7 @@ def test_a_recurrent_network_is_run_with_its_own_norm_and_with_others(tmp_path, 
         assert open_run(tmp_path / f"{norm}-seed0").steps("activation_drift") == [0, 3, 6]
 
 
+@pytest.mark.slow
 def test_optimizers_weights_schedules_and_augmentations_are_run_in_every_combination(tmp_path, capsys):
     arguments = ["run", *SHORT, "--norm", "none", "--optimizer", "sgd,adamw+bnp", "--augment", "none,apr_pair"]
     arguments += ["--schedule", "legw", "--out", str(tmp_path), "--json", "--probes", "training_curve"]
@@ -54,6 +55,7 @@ def test_optimizers_weights_schedules_and_augmentations_are_run_in_every_combina
     assert (config["schedule"], config["augment"], config["weights"]) == ("legw", "apr_pair", "none")
 
 
+@pytest.mark.slow
 def test_layers_that_draw_as_dropout_does_draw_from_the_seed_and_leave_the_global_state_alone(tmp_path):
     losses = []
     with torch.random.fork_rng(devices=[]):
@@ -77,7 +79,7 @@ def test_the_same_command_gives_the_same_numbers(tmp_path, capsys):
 
 
 def test_quiet_prints_the_path_of_the_report_alone(tmp_path, capsys):
-    assert main(["run", *SHORT, "--out", str(tmp_path), "--quiet"]) == 0
+    assert main(["run", *SHORT, "--probes", "training_curve", "--out", str(tmp_path), "--quiet"]) == 0
     printed = capsys.readouterr()
     assert printed.out == f"{tmp_path / 'report.html'}\n"
     assert printed.err == ""
@@ -86,7 +88,8 @@ def test_quiet_prints_the_path_of_the_report_alone(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--norm", "bach_norm"], 2, "unknown name 'bach_norm' in nn: did you mean 'batch_norm'"),
+        (["--norm", "dropoutt"], 2, "unknown name 'dropoutt' in --norm: did you mean 'dropout' or 'spatial_dropout'"),
+        (["--norm", "bach_norm"], 2, "unknown name 'bach_norm' in --norm: did you mean 'batch_norm'"),
         (["--model", "cmn"], 2, "did you mean 'cnn'"),
         (["--data", "digit"], 2, "did you mean 'digits'"),
         (["--probes", "eliminate"], 2, "did you mean 'elimination'"),
@@ -96,7 +99,7 @@ def test_quiet_prints_the_path_of_the_report_alone(tmp_path, capsys):
         (["--device", "mps"], 2, "torch sees no such device"),
         (["--model", "mlp", "--norm", "instance_norm"], 4, "model mlp with norm instance_norm: "),
         (["--model", "rnn", "--norm", "instance_norm"], 4, "model rnn with norm instance_norm: a recurrent network"),
-        (["--model", "mlp", "--norm", "recurrent_batch_norm"], 2, "unknown name 'recurrent_batch_norm' in nn"),
+        (["--model", "mlp", "--norm", "recurrent_batch_norm"], 2, "unknown name 'recurrent_batch_norm' in --norm"),
         (["--optimizer", "bnq"], 2, "unknown name 'bnq' in --optimizer: did you mean 'bnp'"),
         (["--optimizer", "sgd+adamw"], 2, "names two optimizers: give one of sgd, adamw"),
         (["--weights", "weightnorm"], 2, "did you mean 'weight_norm'"),

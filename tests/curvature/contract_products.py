@@ -82,6 +82,9 @@ ILL_CONDITIONED = {
 cancellation; 1.5e-5 was seen, and 3.5e-4 behind batch norm. The covariance of five samples of four channels is nearly
 singular. It is the layer that is ill-conditioned there, not the product."""
 
+COMMON = ("batch_norm", "group_norm", "layer_norm", "rms_norm", "independent_component")
+"""Layers whose linearized product `make test` checks; that of all of them takes half a minute: CI does it."""
+
 CASES = [
     # Layers of PyTorch at every rank, as users have them; ours are the same code at every rank.
     pytest.param(name, rank, id=f"{name}, {rank}d", marks=[pytest.mark.slow] if rank in (1, 3) else [])
@@ -104,7 +107,7 @@ def test_every_product_is_that_of_the_dense_hessian_to_1e_11(name, rank, mode):
         assert relative_error(measured, expected @ v) <= 1e-11, product.__name__
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("mode", ["train", pytest.param("eval", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "rank"), CASES)
 def test_in_float32_with_smooth_activations_the_product_is_right_to_1e_5(name, rank, mode):
     model, x, y = network(LAYERS[name], rank)
@@ -116,7 +119,9 @@ def test_in_float32_with_smooth_activations_the_product_is_right_to_1e_5(name, r
     assert relative_error(hessian(risk, check=False) @ v, expected @ v) <= limit
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "name", [name if name in COMMON else pytest.param(name, marks=pytest.mark.slow) for name in LAYERS]
+)
 def test_the_linearized_product_is_that_of_the_dense_hessian_to_1e_11(name):
     model, x, y = network(LAYERS[name], 2)
     undrawn(model, "train")

@@ -49,6 +49,7 @@ def test_the_truth_lies_within_two_standard_errors_in_about_95_of_100_seeds(spec
     assert 90 <= sum(abs(e.value - truth) <= 1.96 * e.error for e in estimates) <= 99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_the_estimates_have_no_bias(spectrum: str, method: str) -> None:

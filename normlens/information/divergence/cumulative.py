@@ -13,6 +13,10 @@ __all__ = [
     "both_of", "energy", "energy_of", "kolmogorov_smirnov", "kolmogorov_smirnov_of", "wasserstein", "wasserstein_of",
 ]  # fmt: skip
 
+_OVERSHOOT = 0.5826
+"""-zeta(1/2) / sqrt(2 pi): so far, in steps, is a walk's maximum above the largest of looks at it a step apart; that
+of a walk which goes up or down by one is 0.5 above its own."""
+
 
 def wasserstein(h1: Histogram, h2: Histogram) -> Estimate:
     r"""Earth mover's distance :math:`W_1 = \int |F_1 - F_2|\,dx`, in the units of the values, averaged over channels.
@@ -35,9 +39,14 @@ def wasserstein(h1: Histogram, h2: Histogram) -> Estimate:
 def kolmogorov_smirnov(h1: Histogram, h2: Histogram) -> Estimate:
     r"""Largest gap between the distribution functions, :math:`\sup_x |F_1 - F_2|`, averaged over the channels.
 
-    It is looked for at the edges of the bins and on either side of zero, so that it is never above the true one, and
-    below it by no more than the estimate's error. NaN where a value is not finite.
-    Source: Smirnov 1948, Ann. Math. Statist. 19.
+    The gap is known at the edges of the bins and on either side of zero. Between them it wanders on: of k values in a
+    bin there, the maximum is expected :math:`(0.5826\sqrt{k} - 0.5)/\sqrt{nm}` higher, which is added. The mean over
+    many channels is then within 1 % of the raw values' own, even where nothing moved, from 100 values on and where no
+    mode is narrower than a dozen bins; without it, it would be up to 6 % low. The estimate's error bounds what the
+    bins can hide, whatever is in them; tied values (integers) have less to hide, and are read too high within it. NaN
+    where a value is not finite.
+    Source: Smirnov 1948, Ann. Math. Statist. 19; Broadie, Glasserman and Kou 1997, Math. Finance 7 (the maximum of a
+    walk that is looked at now and then).
 
     Args:
         h1: of the one sample.
@@ -79,7 +88,8 @@ def kolmogorov_smirnov_of(h1: Histogram, h2: Histogram) -> tuple[Tensor, Tensor]
 def both_of(h1: Histogram, h2: Histogram) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return :func:`wasserstein_of` and :func:`kolmogorov_smirnov_of`, which share most of the work."""
     widths, f1, f2 = _pieces(h1, h2)
-    found = (*_area(widths, f1, f2), *_gap(widths, f1, f2))
+    sizes = [h.finite.double()[:, None] for h in (h1, h2)]
+    found = (*_area(widths, f1, f2), *_gap(widths, f1, f2, sizes))
     w1, w1_bound, ks, ks_bound = (_honest(values, h1, h2) for values in found)
     return (w1, w1_bound), (ks, ks_bound)
 
@@ -95,12 +105,20 @@ def _area(widths: Tensor, f1: Tensor, f2: Tensor) -> tuple[Tensor, Tensor]:
     return (widths * area).sum(1), (widths * hidden).sum(1)
 
 
-def _gap(widths: Tensor, f1: Tensor, f2: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest gap between two functions at the ends of the pieces, and how much larger it may be within."""
-    largest = (f1 - f2).abs().amax(1)
+def _gap(widths: Tensor, f1: Tensor, f2: Tensor, sizes: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the largest gap between two functions, as expected from that at the ends of the pieces, and its bound."""
+    seen, at = (f1 - f2).abs().max(1, keepdim=True)
     within = torch.maximum(f1[:, 1:] - f2[:, :-1], f2[:, 1:] - f1[:, :-1])
-    possible = torch.where(widths > 0, within, 0.0).amax(1)  # at zero itself both functions jump together
-    return largest, (possible - largest).clamp(min=0)
+    inside = torch.where(widths > 0, within, 0.0)  # at zero itself both functions jump together
+    possible = torch.maximum(inside.amax(1, keepdim=True), seen)
+    sides = torch.cat([(at - 1).clamp(min=0), at.clamp(max=widths.shape[1] - 1)], 1)
+    rises = ((f.gather(1, sides + 1) - f.gather(1, sides)) * size for f, size in zip((f1, f2), sizes, strict=True))
+    values = torch.where(widths.gather(1, sides) > 0, sum(rises), 0.0)
+    steps = values.clamp(min=0).sqrt().mean(1, keepdim=True)
+    unseen = (_OVERSHOOT * steps - 0.5).clamp(min=0) / (sizes[0] * sizes[1]).sqrt()
+    expected = torch.where(seen == 0, 0.0, torch.minimum(seen + unseen, possible))  # equal counts: the same sample
+    bound = torch.maximum(possible - expected, expected - seen)
+    return expected[:, 0], bound[:, 0]
 
 
 def energy_of(h1: Histogram, h2: Histogram) -> Tensor:

@@ -50,7 +50,6 @@ def largest_gap(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
 @pytest.mark.parametrize("name", SHAPES)
 def test_distances_are_scipy_s_on_the_raw_values_within_one_percent(name, move):
-    """Of a gap, up to 0.002 hides within a bin (0.005 between narrow modes): 1 % of 0.2, an 18th of the null floor."""
     shape, (shift, scale) = SHAPES[name], move
     x, u = shape(normal(N, CHANNELS)), normal(N, CHANNELS, seed=1)
     y = shape(scale * u + shift) if name in ("rectified", "mostly_zero") else scale * shape(u) + shift
@@ -59,12 +58,50 @@ def test_distances_are_scipy_s_on_the_raw_values_within_one_percent(name, move):
     ks = scipy_of(largest_gap, x, y)
     assert wasserstein(h1, h2).value == pytest.approx(w1.mean(), rel=0.01)
     assert energy(h1, h2).value == pytest.approx(scipy_of(stats.energy_distance, x, y).mean(), rel=0.01)
-    hidden = 0.005 if name == "two_modes" else 0.002
-    assert kolmogorov_smirnov(h1, h2).value == pytest.approx(ks.mean(), rel=0.01, abs=hidden)
+    assert kolmogorov_smirnov(h1, h2).value == pytest.approx(ks.mean(), rel=0.01)
     for found, exact in ((wasserstein_of(h1, h2), w1), (kolmogorov_smirnov_of(h1, h2), ks)):
         value, bound = (tensor.numpy() for tensor in found)
         assert (np.abs(value - exact) <= bound + 1e-9).all()
-    assert (kolmogorov_smirnov_of(h1, h2)[0].numpy() <= ks + 1e-9).all()
+
+
+SMOOTH = [name for name in SHAPES if name != "two_modes"]
+
+
+@pytest.mark.parametrize("sizes", [(4096, 4096), (512, 512), (512, 4096)], ids=str)
+@pytest.mark.parametrize("shift", [0.0, 0.1, 0.2])
+@pytest.mark.parametrize("name", SMOOTH)
+def test_small_gaps_are_scipy_s_within_one_percent_and_what_hides_in_bins_is_expected(name, shift, sizes):
+    """Down to no drift at all: mean over 64 channels, up to three standard errors of it. Edges alone miss 1 to 6 %."""
+    shape, (n, m), channels = SHAPES[name], sizes, 64
+    x, y = shape(normal(n, channels)), shape(normal(m, channels, seed=1) + shift)
+    exact = scipy_of(largest_gap, x, y)
+    found, bound = (tensor.numpy() for tensor in kolmogorov_smirnov_of(*pair(x, y)))
+    error = 3 * (found - exact).std() / channels**0.5
+    assert abs(found.mean() - exact.mean()) <= 0.01 * exact.mean() + error
+    assert error <= 0.025 * exact.mean()
+    assert (np.abs(found - exact) <= bound + 1e-9).all()
+
+
+def test_narrow_modes_of_a_dozen_bins_keep_the_gap_within_two_percent():
+    shape = SHAPES["two_modes"]
+    x, y = shape(normal(N, 64)), shape(normal(N, 64, seed=1)) + 0.1
+    assert kolmogorov_smirnov(*pair(x, y)).value == pytest.approx(scipy_of(largest_gap, x, y).mean(), rel=0.02)
+
+
+@pytest.mark.parametrize("n", [128, 256])
+def test_of_few_values_in_a_bin_less_is_hidden(n):
+    """The walk within a bin has as many steps as values: with half a step not taken off, it would be 1.2 % too high."""
+    x, y = normal(n, 1024), normal(n, 1024, seed=1) + 0.2
+    exact = scipy_of(largest_gap, x, y)
+    found = kolmogorov_smirnov_of(*pair(x, y))[0].numpy()
+    assert found.mean() == pytest.approx(exact.mean(), rel=0.01)
+
+
+def test_where_each_bin_has_one_value_nothing_hides_and_nothing_is_added():
+    grid = AsinhGrid(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    middles = (grid.edges[0, 1:] + grid.edges[0, :-1]) / 2
+    h1, h2 = (Histogram.of(middles[start : start + 300 : 10, None], grid) for start in (100, 105))
+    assert kolmogorov_smirnov(h1, h2).value == pytest.approx(1 / 30, abs=1e-12)
 
 
 @pytest.mark.parametrize("spread", [(0, 1), (50, 1), (3000, 1), (0, 1e5), (-1e4, 1e-3)], ids=str)
@@ -151,6 +188,13 @@ def test_a_value_that_is_not_finite_makes_the_distance_nan(measure, bad):
     h1, h2 = pair(x, y)
     assert math.isnan(measure(h1, h2).value)
     assert math.isnan(measure(h2, h1).value)
+
+
+@pytest.mark.parametrize("measure", [wasserstein, kolmogorov_smirnov, energy])
+def test_nothing_is_at_no_known_distance(measure):
+    h1, h2 = pair(normal(50, 2), normal(0, 2))
+    assert math.isnan(measure(h1, h2).value)
+    assert math.isnan(measure(h2, h2).value)
 
 
 @pytest.mark.parametrize("name", ["wasserstein", "kolmogorov_smirnov", "energy", "jensen_shannon", "psi", "mmd"])
