@@ -17,12 +17,13 @@ from normlens.plot.style import NEUTRAL, label, shorten
 
 __all__ = [
     "curve", "figure_of", "figure_size", "insets", "layer_axis", "legend", "log_axis", "name_runs", "new_axes", "note",
-    "stack", "step_axis", "title_width",
+    "settle_note", "stack", "step_axis", "title_width",
 ]  # fmt: skip
 
 Floats: TypeAlias = NDArray[np.float64]
 
 STEPS = "optimizer steps"
+_NOTE = "_note"  # the label of the text that names the runs that are left out
 DIRECT = "_direct"  # the label of texts that name a line at its end, so that an overview can take them off again
 
 
@@ -152,11 +153,18 @@ def note(ax: Axes, missing: Sequence[str], *, what: str) -> None:
     if not missing:
         return
     names = ", ".join(label(name, 24) for name in missing[:4]) + (" …" if len(missing) > 4 else "")
+    words = f"not shown, without {what}: {names}"
+    ax.text(0, 0, words, transform=ax.transAxes, va="top", color=NEUTRAL, fontsize=8, label=_NOTE)
+    settle_note(ax)
+
+
+def settle_note(ax: Axes) -> None:
+    """Put the note below what stands below the axes: again, after the label of the x axis or the legend changed."""
     shown = ax.get_legend()
     named = [] if shown is None else [text.get_text() for text in shown.get_texts()]
     rows = -(-len(named) // _columns(named))
-    place = _below(ax, 36 + _label_height(ax) + 15 * rows)
-    ax.text(0, 0, f"not shown, without {what}: {names}", transform=place, va="top", color=NEUTRAL, fontsize=8)
+    for text in [text for text in ax.texts if text.get_label() == _NOTE]:
+        text.set_transform(_below(ax, 36 + _label_height(ax) + 15 * rows))
 
 
 def layer_axis(ax: Axes, layers: Sequence[str], *, limit: int = 28) -> None:
@@ -179,9 +187,9 @@ def _columns(names: Sequence[str]) -> int:
     return 2 if max(map(len, names), default=0) <= 26 else 1
 
 
-def _label_height(ax: Axes) -> int:
+def _label_height(ax: Axes) -> float:
     """Points that the further lines of the x label take."""
-    return 12 * ax.get_xlabel().count("\n")
+    return 1.25 * float(ax.xaxis.label.get_fontsize()) * ax.get_xlabel().count("\n")
 
 
 def _below(ax: Axes, points: float) -> Transform:

@@ -15,7 +15,7 @@ from normlens.plot.activation_condition import activation_condition, activation_
 from normlens.plot.activation_drift import activation_drift, activation_drift_data
 from normlens.plot.batch_noise import batch_noise, batch_noise_data
 from normlens.plot.cancellation import cancellation, cancellation_data
-from normlens.plot.canvas import DIRECT, STEPS, figure_of, insets
+from normlens.plot.canvas import DIRECT, STEPS, figure_of, insets, settle_note
 from normlens.plot.collect import named
 from normlens.plot.condition_number import condition_number, condition_number_data
 from normlens.plot.covariate_shift import covariate_shift, covariate_shift_data
@@ -221,6 +221,7 @@ def _unify(panels: list[Axes]) -> None:
             shown.remove()
         for text in [text for text in axes.texts if text.get_label() == DIRECT]:
             text.remove()
+        settle_note(axes)
 
 
 def _head(ax: Axes, runs: Mapping[str, Run]) -> None:

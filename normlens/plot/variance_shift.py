@@ -50,7 +50,8 @@ def variance_shift(runs: Run | Mapping[str, Run], ax: Axes | None = None) -> Axe
             ax.plot(values["predicted"], y, "|", color=NEUTRAL, markersize=11, markeredgewidth=1.6)
     layer_axis(ax, layers)
     _scale(ax, gathered)
-    ax.set_xlabel("variances:  ● training / use   ◇ use / running   | dropout alone")
+    told = "   | dropout alone" if gathered.table["predicted"].notna().any() else ""
+    ax.set_xlabel(f"variances:  ● training / use   ◇ use / running{told}")
     if len(gathered.runs) > 1:
         legend(ax, {name: color for name, color, _ in gathered.each()})
     title(ax, _answer(gathered), width=title_width(layers))

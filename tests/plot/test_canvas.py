@@ -4,7 +4,20 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from normlens.plot.canvas import DIRECT, curve, figure_of, figure_size, layer_axis, log_axis, name_runs, stack
+from normlens.plot.canvas import (
+    DIRECT,
+    curve,
+    figure_of,
+    figure_size,
+    layer_axis,
+    legend,
+    log_axis,
+    name_runs,
+    note,
+    settle_note,
+    stack,
+)
+from normlens.plot.style import dress
 
 
 @pytest.fixture
@@ -89,3 +102,24 @@ def test_axes_that_were_removed_are_refused(ax):
     ax.remove()
     with pytest.raises(ValueError, match="belong to no figure"):
         figure_of(ax)
+
+
+def top_of_note(ax):
+    ax.figure.canvas.draw()
+    (text,) = [text for text in ax.texts if text.get_text().startswith("not shown")]
+    return text.get_window_extent().y1
+
+
+def test_a_note_stands_below_legend_and_label_and_moves_with_them(ax):
+    dress(ax)
+    ax.set_xlabel("steps")
+    legend(ax, {"a": "red", "b": "blue"})
+    note(ax, ["run"], what="loss")
+    beside_the_legend = top_of_note(ax)
+    assert beside_the_legend < ax.get_legend().get_window_extent().y1
+    ax.get_legend().remove()
+    settle_note(ax)
+    assert top_of_note(ax) > beside_the_legend
+    ax.set_xlabel("steps of the\noptimizer and\nmore")
+    settle_note(ax)
+    assert top_of_note(ax) <= ax.xaxis.get_tightbbox().y0

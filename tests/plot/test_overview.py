@@ -28,6 +28,21 @@ def test_one_legend_names_every_run_and_panels_have_none(four_runs):
     assert [[text.get_text() for text in legend.get_texts()] for legend in legends] == [list(four_runs)]
 
 
+def test_a_note_stands_right_below_the_label_where_a_panel_alone_has_its_legend(healthy_run, write_measurements):
+    bare = write_measurements([Measurement(0, "training_curve", readings=(Reading("loss", 1.0),))])
+    runs = {"one": healthy_run, "two": healthy_run, "bare": bare}
+    figure = draw(runs, Figure(figsize=overview_size(runs), layout="constrained"))
+    figure.canvas.draw()
+    gaps = [
+        axes.xaxis.get_tightbbox().y0 - text.get_window_extent().y1
+        for axes in every_axes(figure)
+        for text in axes.texts
+        if axes.get_xlabel() and text.get_text().startswith("not shown")
+    ]
+    assert len(gaps) > 5
+    assert all(0 <= gap <= 24 for gap in gaps)
+
+
 def test_there_is_a_panel_for_each_figure_with_data_and_none_for_the_others(healthy_run, write_measurements):
     assert set(overview_data(healthy_run)["panel"]) == {
         "training_curve", "gradient_norm", "elimination", "dead_channels", "activation_drift", "statdiff",

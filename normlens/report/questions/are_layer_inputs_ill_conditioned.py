@@ -57,7 +57,7 @@ def _say(of_run: pd.DataFrame) -> str:
     raw, centered, normalized = (worst["value", kind] for kind in ("kappa_raw", "kappa_centered", "kappa_normalized"))
     words = f"the worst input has a condition number of {number(raw)} ({worst.name or 'the network'}, step {step})"
     null = worst["nullity", "kappa_raw"]
-    words += f", {null:.0f} directions below the tolerance not counted" if null > 0 else ""
+    words += f", {null:.0f} direction{'' if null == 1 else 's'} below the tolerance not counted" if null > 0 else ""
     gain = f"centering makes it {number(centered)} and normalizing {number(normalized)}"
     return f"{words}; {gain}{_verdict(raw, centered, normalized)}"
 
