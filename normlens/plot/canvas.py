@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
 Floats: TypeAlias = NDArray[np.float64]
 
 STEPS = "optimizer steps"
+_NOTE_LETTERS = 84  # of 8 points, in a figure of 6.4 inches beside the names of the layers
 _NOTE = "_note"  # the label of the text that names the runs that are left out
 DIRECT = "_direct"  # the label of texts that name a line at its end, so that an overview can take them off again
 
@@ -155,15 +157,21 @@ def note(ax: Axes, missing: Sequence[str], *, what: str) -> None:
     names = ", ".join(label(name, 24) for name in missing[:4]) + (" …" if len(missing) > 4 else "")
     words = f"not shown, without {what}: {names}"
     ax.text(0, 0, words, transform=ax.transAxes, va="top", color=NEUTRAL, fontsize=8, label=_NOTE)
-    settle_note(ax)
+    settle_note(ax, _NOTE_LETTERS)
 
 
-def settle_note(ax: Axes) -> None:
-    """Put the note below what stands below the axes: again, after the label of the x axis or the legend changed."""
+def settle_note(ax: Axes, letters: int) -> None:
+    """Put the note below what stands below the axes: again, after the label of the x axis or the legend changed.
+
+    Args:
+        ax: as :func:`note` had them.
+        letters: in a line at most; a longer one would make the layout squeeze the axes.
+    """
     shown = ax.get_legend()
     named = [] if shown is None else [text.get_text() for text in shown.get_texts()]
     rows = -(-len(named) // _columns(named))
     for text in [text for text in ax.texts if text.get_label() == _NOTE]:
+        text.set_text(fill(" ".join(text.get_text().split()), letters, break_long_words=False, break_on_hyphens=False))
         text.set_transform(_below(ax, 36 + _label_height(ax) + 15 * rows))
 
 

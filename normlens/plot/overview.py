@@ -198,13 +198,17 @@ def _grid(ax: Axes, rows: int) -> GridSpec | GridSpecFromSubplotSpec:
 
 
 def _rewrap(panel: Axes, inches: float) -> None:
-    """Break the title and the labels of the x axes into lines that are as wide as the panel."""
+    """Break the title, the labels of the x axes and the note into lines that are as wide as the panel."""
     text = panel.get_title(loc="left")
     letter = 0.073  # inches at 9.5 points
     title(panel, " ".join(text.split()), int(inches / letter), size=9.5, room_below=text.endswith("\n"))
     for axes in (panel, *insets(panel)):
         lines = [fill(line, int(inches / (letter * 8.5 / 9.5))) for line in axes.get_xlabel().split("\n")]
         axes.set_xlabel("\n".join(lines), fontsize=8.5)
+        shown = axes.get_legend()
+        if shown is not None:
+            shown.remove()  # the sheet has one for all
+        settle_note(axes, int(inches / (letter * 8 / 9.5)))
 
 
 def _unify(panels: list[Axes]) -> None:
@@ -216,12 +220,8 @@ def _unify(panels: list[Axes]) -> None:
         axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
     for axes in every:
         axes.title.set_fontsize(8)
-        shown = axes.get_legend()
-        if shown is not None:
-            shown.remove()
         for text in [text for text in axes.texts if text.get_label() == DIRECT]:
             text.remove()
-        settle_note(axes)
 
 
 def _head(ax: Axes, runs: Mapping[str, Run]) -> None:

@@ -105,7 +105,7 @@ def test_axes_that_were_removed_are_refused(ax):
 
 
 def top_of_note(ax):
-    ax.figure.canvas.draw()
+    ax.figure.draw_without_rendering()
     (text,) = [text for text in ax.texts if text.get_text().startswith("not shown")]
     return text.get_window_extent().y1
 
@@ -118,8 +118,17 @@ def test_a_note_stands_below_legend_and_label_and_moves_with_them(ax):
     beside_the_legend = top_of_note(ax)
     assert beside_the_legend < ax.get_legend().get_window_extent().y1
     ax.get_legend().remove()
-    settle_note(ax)
+    settle_note(ax, 84)
     assert top_of_note(ax) > beside_the_legend
     ax.set_xlabel("steps of the\noptimizer and\nmore")
-    settle_note(ax)
+    settle_note(ax, 84)
     assert top_of_note(ax) <= ax.xaxis.get_tightbbox().y0
+
+
+def test_a_note_of_long_names_is_broken_into_lines_within_the_figure(ax):
+    note(ax, [f"{'a_long_name_of_a_run'}_{number}" for number in range(6)], what="statistics of batches")
+    ax.figure.draw_without_rendering()
+    (text,) = [text for text in ax.texts if text.get_text().startswith("not shown")]
+    assert text.get_text().count("\n") == 1
+    assert text.get_text().endswith(" …")
+    assert text.get_window_extent().x1 <= ax.figure.bbox.x1

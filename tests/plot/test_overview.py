@@ -30,9 +30,10 @@ def test_one_legend_names_every_run_and_panels_have_none(four_runs):
 
 def test_a_note_stands_right_below_the_label_where_a_panel_alone_has_its_legend(healthy_run, write_measurements):
     bare = write_measurements([Measurement(0, "training_curve", readings=(Reading("loss", 1.0),))])
-    runs = {"one": healthy_run, "two": healthy_run, "bare": bare}
+    names = [f"a_long_name_of_a_run_{number}" for number in range(4)]
+    runs = {"one": healthy_run, "two": healthy_run, **dict.fromkeys(names, bare)}
     figure = draw(runs, Figure(figsize=overview_size(runs), layout="constrained"))
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     gaps = [
         axes.xaxis.get_tightbbox().y0 - text.get_window_extent().y1
         for axes in every_axes(figure)
@@ -41,6 +42,8 @@ def test_a_note_stands_right_below_the_label_where_a_panel_alone_has_its_legend(
     ]
     assert len(gaps) > 5
     assert all(0 <= gap <= 24 for gap in gaps)
+    widths = [axes.get_position().width for axes in every_axes(figure) if axes.get_xlabel()]
+    assert min(widths) > 0.15  # a wide note would squeeze its panel
 
 
 def test_there_is_a_panel_for_each_figure_with_data_and_none_for_the_others(healthy_run, write_measurements):
