@@ -77,7 +77,7 @@ class MutualInformation:
         draws: passes with masks of their own.
         permutations: of each pair, for ``null``.
         matrix: estimator of the whole matrix, or "none".
-        samples: how many of the probe data, taken as one batch.
+        samples: how many of the probe data at most, taken as one batch; ratios want a thousand and more.
         seed: of the choice of channels, the same at every step.
     """
 
@@ -86,7 +86,7 @@ class MutualInformation:
     draws: int = 1
     permutations: int = 3
     matrix: Literal["none", "gaussian_copula", "binned"] = "none"
-    samples: int = 256
+    samples: int = 2048
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -162,8 +162,19 @@ def test_what_did_not_run_and_the_overhead_are_told(four_runs, sick_run):
 def test_a_run_in_which_nothing_was_measured_makes_a_page_that_says_so(empty_run):
     page = Page(render(empty_run))
     assert page.inside("strong")[0] == "▲ look here"
-    assert page.inside("h2") == HEADINGS
+    assert page.inside("h2") == ["Verdict", "The runs", "Overview", "What was not measured", "How this was measured"]
+    assert [text for text in page.inside("dt") if text.endswith("?")] == HEADINGS[3:-1]
     assert "Nothing was measured that could be drawn." in page.inside("p")
+
+
+def test_questions_that_no_probe_answers_stand_together_behind_those_that_are(write_measurements):
+    run = write_measurements([Measurement(i, "training_curve", readings=(Reading("loss", 1.0),)) for i in range(3)])
+    page = Page(render(run))
+    assert page.inside("h2")[3:] == ["Did it learn?", "What was not measured", "How this was measured"]
+    anchors = {attributes.get("id") for _, attributes in page.tags}
+    assert {"do-inputs-drift", "do-inputs-drift-method"} <= anchors  # findings about a failed probe lead there
+    told = [text for text in page.inside("dd") if text.startswith("Not measured: no run holds what the probe")]
+    assert len(told) == len(HEADINGS) - 5
 
 
 @pytest.mark.slow
