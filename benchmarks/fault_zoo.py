@@ -24,18 +24,20 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import normlens as nl
 from faults.faults import FAULTS, Fault
-from faults.healthy import HEALTHY
+from faults.healthy import HEALTHY, Healthy
+from faults.healthy import HELD_OUT as HEALTHY_HELD_OUT
 from faults.patient import HELD_OUT, SEEN, Architecture, Patient
 from faults.runs import watch
 
 Record = dict[str, object]
-PARTS = ("healthy", *SEEN, *HELD_OUT)
+HEALTHY_PARTS = {"healthy": HEALTHY, "healthy-held-out": HEALTHY_HELD_OUT}
+PARTS = (*HEALTHY_PARTS, *SEEN, *HELD_OUT)
 
 
-def healthy(seeds: Sequence[int]) -> Iterator[Record]:
+def healthy(part: str, cases: Sequence[Healthy], seeds: Sequence[int]) -> Iterator[Record]:
     for seed in seeds:
-        for case in HEALTHY:
-            yield {"part": "healthy", "name": case.name, "seed": seed, **examined(case.make(seed), seed, None)}
+        for case in cases:
+            yield {"part": part, "name": case.name, "seed": seed, **examined(case.make(seed), seed, None)}
 
 
 def planted(architecture: Architecture, seeds: Sequence[int], rules: Sequence[str]) -> Iterator[Record]:
@@ -58,7 +60,7 @@ def examined(patient: Patient, seed: int, fault: Fault | None) -> Record:
 
 def of_faults(records: list[Record]) -> None:
     """Detection of each fault on each architecture, and whether it is the first finding."""
-    parts = [part for part in PARTS[1:] if any(r["part"] == part for r in records)]
+    parts = [part for part in (*SEEN, *HELD_OUT) if any(r["part"] == part for r in records)]
     print(f"\n| planted | rule | {' | '.join(parts)} | first finding on MLP and CNN |")
     print(f"|---|---|{'---|' * (len(parts) + 1)}")
     for fault in FAULTS:
@@ -82,10 +84,12 @@ def is_first(record: Record) -> bool:
 
 def of_healthy(records: list[Record]) -> None:
     """Alarms by severity, and which rules raised them."""
-    print("\n| healthy run | runs | sick | look | note | which |\n|---|---|---|---|---|---|")
-    for name in dict.fromkeys(r["name"] for r in records if r["part"] == "healthy"):
-        print_healthy(str(name), [r for r in records if r["name"] == name])
-    print_healthy("**all**", [r for r in records if r["part"] == "healthy"])
+    for part in HEALTHY_PARTS:
+        mine = [r for r in records if r["part"] == part]
+        print(f"\n| {part} run | runs | sick | look | note | which |\n|---|---|---|---|---|---|")
+        for name in dict.fromkeys(r["name"] for r in mine):
+            print_healthy(str(name), [r for r in mine if r["name"] == name])
+        print_healthy("**all**", mine)
 
 
 def print_healthy(name: str, runs: list[Record]) -> None:
@@ -118,7 +122,8 @@ def main() -> None:
     else:
         records = []
         for part in given.part:
-            made = healthy(given.seeds) if part == "healthy" else planted(part, given.seeds, given.rule)
+            cases = HEALTHY_PARTS.get(part)
+            made = healthy(part, cases, given.seeds) if cases else planted(part, given.seeds, given.rule)
             for record in made:
                 records.append(record)
                 if given.log:

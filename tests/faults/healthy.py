@@ -1,4 +1,7 @@
-"""Ten healthy runs: other norms, optimizers, nonlinearities and sizes, each as a person would set it up."""
+"""Ten healthy runs: other norms, optimizers, nonlinearities and sizes, each as a person would set it up.
+
+And six of architectures that no threshold was set on.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from faults import plant
 from faults.patient import Architecture, Patient, build, patient
 from normlens.models.normalization import Norm
 
-__all__ = ["HEALTHY", "Healthy"]
+__all__ = ["HEALTHY", "HELD_OUT", "Healthy"]
 
 
 @dataclass(frozen=True)
@@ -69,3 +72,13 @@ HEALTHY = [
     Healthy("CNN, layer norm, Adam", adam("cnn", "layer_norm")),
     Healthy("CNN, wide, no norm, SGD", sgd("cnn", None, wide=True)),
 ]
+
+HELD_OUT = [
+    Healthy("ResNet, batch norm, SGD", sgd("resnet", "batch_norm")),
+    Healthy("ResNet, group norm, Adam", adam("resnet", "group_norm")),
+    Healthy("LSTM, no norm, Adam", adam("rnn", None)),
+    Healthy("LSTM, layer norm, SGD", sgd("rnn", "layer_norm")),
+    Healthy("Transformer, layer norm, AdamW", adam("transformer", "layer_norm", torch.optim.AdamW)),
+    Healthy("Transformer, RMS norm, Adam", adam("transformer", "rms_norm")),
+]
+"""No run of these was looked at while a threshold was set."""
