@@ -86,6 +86,8 @@ def of_healthy(records: list[Record]) -> None:
     """Alarms by severity, and which rules raised them."""
     for part in HEALTHY_PARTS:
         mine = [r for r in records if r["part"] == part]
+        if not mine:
+            continue
         print(f"\n| {part} run | runs | sick | look | note | which |\n|---|---|---|---|---|---|")
         for name in dict.fromkeys(r["name"] for r in mine):
             print_healthy(str(name), [r for r in mine if r["name"] == name])
@@ -129,7 +131,8 @@ def main() -> None:
                 if given.log:
                     with given.log.open("a") as log:
                         log.write(json.dumps(record) + "\n")
-    of_faults(records)
+    if any("named" in record for record in records):
+        of_faults(records)
     of_healthy(records)
     print(f"\n{len(records)} runs, {sum(float(r.get('seconds', 0)) for r in records):.0f} s")
 
