@@ -211,7 +211,7 @@ class Lens:
         done: list[Measurement] = []
         with self._clock.measuring(self._model):
             try:
-                step = self._moment(loss, batch, None if self._update is None else self._update.take())
+                step = self._moment(loss, batch, None if self._update is None else self._update.take(self.index))
                 for name in chosen:
                     self._measure_one(name, self._probes[name], step, elapsed, done)
             except Exception as error:
@@ -266,7 +266,7 @@ class Lens:
         # Two steps ahead: the credit grows until then.
         if self._update is not None and any(self._affords(n, loss, batch, ahead=2) for n in self._update_users):
             with self._clock.measuring(self._model):
-                self._update.remember()
+                self._update.remember(self.index)
 
     def _summary(self) -> Measurement:
         elapsed, readings = self._clock.bare_seconds, self._clock.readings()

@@ -108,14 +108,16 @@ def test_the_summary_adds_up_the_time_of_all_measurements(tmp_path):
     assert readings["overhead"] == pytest.approx(readings["lens_seconds"] / readings["bare_seconds"], rel=0.05)
 
 
-def test_the_update_is_what_the_optimizer_really_did(tmp_path):
+@pytest.mark.parametrize("steps", [4, 5], ids=["ends_at_a_due_step", "ends_before_one"])
+def test_the_update_is_what_the_optimizer_really_did(tmp_path, steps):
     model, (x, y) = mlp(), batch()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with lens(tmp_path, [TrainingCurve()], model, every=2, optimizer=optimizer) as watched:
-        for _ in range(4):
+        for step in range(1, steps + 1):
             optimizer.zero_grad()
             loss_function(model(x), y).backward()
-            expected = 0.1 * torch.cat([p.grad.flatten() for p in model.parameters()]).double().norm().item()
+            if step == 4:
+                expected = 0.1 * torch.cat([p.grad.flatten() for p in model.parameters()]).double().norm().item()
             optimizer.step()
             watched.step()
     measured = value(watched.run, "training_curve", "update_norm")
