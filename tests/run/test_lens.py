@@ -112,7 +112,7 @@ def test_the_summary_adds_up_the_time_of_all_measurements(tmp_path):
 def test_the_update_is_what_the_optimizer_really_did(tmp_path, steps):
     model, (x, y) = mlp(), batch()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with lens(tmp_path, [TrainingCurve()], model, every=2, optimizer=optimizer) as watched:
+    with lens(tmp_path, [TrainingCurve()], model, every=2, optimizer=optimizer, min_runs=2) as watched:
         for step in range(1, steps + 1):
             optimizer.zero_grad()
             loss_function(model(x), y).backward()
