@@ -130,7 +130,7 @@ def fit(
     components: int = 3,
     *,
     bins: int | None = 512,
-    restarts: int = 4,
+    restarts: int = 5,
     steps: int = 500,
     tolerance: float = 1e-6,
     floor: float = 1e-6,
@@ -141,8 +141,9 @@ def fit(
 
     EM runs on ``bins`` cells of an asinh histogram that keep their values' mean and mean square, so that the posterior
     alone is that of the cell: what EM climbs is a lower bound of the log-likelihood, which is then taken of the values
-    themselves. Each of the ``restarts`` starts from k-means++, and the best after ten steps goes on. A maximum is a
-    local one, as always with EM. A channel that is constant or not finite has no density: all its numbers are nan.
+    themselves. Some of the ``restarts`` start from k-means++, where tails count for little, the others from k-means; of
+    each kind the best after ten steps goes on, and the one that ends higher is returned. A maximum is a local one, as
+    always with EM. A channel that is constant or not finite has no density: all its numbers are nan.
 
     Cost: one pass to bin, then each step ``C * K * bins``. Source: Dempster, Laird and Rubin, JRSS B 39 (1977);
     cells: Verbeek, Nunnink and Vlassis, DMKD 13 (2006), from memory; short runs: Biernacki, Celeux and Govaert, CSDA 41
@@ -152,7 +153,7 @@ def fit(
         x: (N, C).
         components: K.
         bins: cells of the histogram; None for EM on the values themselves, ``N / bins`` times as dear.
-        restarts: starts by k-means++.
+        restarts: the first four start from k-means++, further ones from k-means.
         steps: of EM, at most.
         tolerance: of the log-likelihood's rise in one step, in nats a value.
         floor: smallest variance of a component, in that of the channel.
@@ -177,7 +178,7 @@ def fit_vectors(
     x: Tensor,
     components: int = 3,
     *,
-    restarts: int = 4,
+    restarts: int = 5,
     steps: int = 500,
     tolerance: float = 1e-6,
     floor: float = 1e-6,
@@ -189,7 +190,7 @@ def fit_vectors(
     Args:
         x: (N, D).
         components: K.
-        restarts: starts by k-means++, in units of each dimension's standard deviation.
+        restarts: as there, in units of each dimension's standard deviation.
         steps: of EM, at most.
         tolerance: of the log-likelihood's rise in one step, in nats a vector.
         floor: smallest variance of a component, in that of the dimension.

@@ -8,8 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Cells", "Climb", "Components", "bin_cells", "climb", "maximize", "sample_cells", "scattered", "seed"]
+__all__ = [
+    "Cells", "Climb", "Components", "bin_cells", "climb", "k_means", "maximize", "sample_cells", "scattered", "seed",
+]  # fmt: skip
 
+_LLOYD = 20  # steps of k-means, which has mostly settled then
 _MOST_SEEDS = 1024  # cells among which seeds are drawn
 _TINY = torch.finfo(torch.float64).tiny
 
@@ -88,19 +91,40 @@ def seed(cells: Cells, components: int, generator: torch.Generator, *, floor: fl
     in :math:`\mathrm{asinh}(x)` of each dimension, or the values far out in a tail would draw them all.
     Source: Arthur and Vassilvitskii, SODA 2007.
     """
-    dims = cells.features.shape[1] // 2
-    x = cells.features[:, :dims].asinh()
+    x = cells.features[:, : cells.features.shape[1] // 2].asinh()
+    return maximize(cells, _nearest(x, _spread(x, cells.mass, components, generator)), floor=floor, min_weight=0.0)
+
+
+def k_means(cells: Cells, components: int, generator: torch.Generator, *, floor: float) -> Components:
+    """Start from k-means: k-means++ and 20 of Lloyd's steps, with plain distances, in which a tail counts for much.
+
+    Source: Lloyd 1982, IEEE Trans. Inf. Theory 28.
+    """
+    x = cells.features[:, : cells.features.shape[1] // 2]
+    nearest = _nearest(x, _spread(x, cells.mass, components, generator))
+    for _ in range(_LLOYD):
+        nearest = _nearest(x, maximize(cells, nearest, floor=floor, min_weight=0.0).mean)
+    return maximize(cells, nearest, floor=floor, min_weight=0.0)
+
+
+def _spread(x: Tensor, mass: Tensor, components: int, generator: torch.Generator) -> Tensor:
+    """Draw centers (G, K, P) among x (G, P, M) by k-means++."""
+    dims = x.shape[1]
     among = scattered(x.shape[2], _MOST_SEEDS, x.device)
-    mass, some = cells.mass[:, 0, among], x[:, :, among]
+    mass, some = mass[:, 0, among], x[:, :, among]
     odds, centers = mass, []
     for _ in range(components):
         pick = _draw(odds, generator)
         centers.append(some.gather(2, pick.view(-1, 1, 1).expand(-1, dims, 1)))
         far = torch.stack([(some - center).square().sum(1) for center in centers]).amin(0)
         odds = torch.where((mass * far).sum(1, keepdim=True) > 0, mass * far, mass)
-    distance = torch.stack([(x - center).square().sum(1) for center in centers], 1)
-    nearest = torch.zeros_like(distance).scatter_(1, distance.argmin(1, keepdim=True), 1.0)
-    return maximize(cells, nearest, floor=floor, min_weight=0.0)
+    return torch.cat(centers, 2).mT
+
+
+def _nearest(x: Tensor, centers: Tensor) -> Tensor:
+    """Give each cell wholly to the center nearest to it, (G, K, M)."""
+    distance = torch.stack([(x - center.unsqueeze(2)).square().sum(1) for center in centers.unbind(1)], 1)
+    return torch.zeros_like(distance).scatter_(1, distance.argmin(1, keepdim=True), 1.0)
 
 
 def scattered(length: int, most: int, device: torch.device) -> Tensor:

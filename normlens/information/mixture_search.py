@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from normlens.information.mixture_em import Cells, Climb, Components, bin_cells, climb, sample_cells, scattered, seed
+from normlens.information.mixture_em import (
+    Cells,
+    Climb,
+    Components,
+    bin_cells,
+    climb,
+    k_means,
+    sample_cells,
+    scattered,
+    seed,
+)
 
 __all__ = ["Search", "double", "search"]
 
 _WARM_UP = 10  # EM steps after which the best of the starts is chosen
+
+_SEEDS = 4  # starts by k-means++ alone, before others by k-means
 
 _SOME = 1024  # points of which the median is taken
 
@@ -76,13 +89,31 @@ def _median_and_half_range(points: Tensor) -> tuple[Tensor, Tensor]:
 
 def _best(cells: Cells, how: Search) -> Climb:
     starts = 1 if how.components == 1 else how.restarts
+    ways = ((seed, min(starts, _SEEDS)), (k_means, starts - _SEEDS))
+    return _highest([_of_starts(cells, way, count, how) for way, count in ways if count > 0])
+
+
+def _of_starts(cells: Cells, way: Callable[..., Components], starts: int, how: Search) -> Climb:
+    """Let EM climb from the best of several starts, as it is after some steps."""
     many = cells.repeat(starts)
-    start = seed(many, how.components, how.generator, floor=how.floor)
+    start = way(many, how.components, how.generator, floor=how.floor)
     tried = climb(many, start, steps=_WARM_UP, tolerance=how.tolerance, floor=how.floor, min_weight=0.0)
     groups = torch.arange(len(cells.mass), device=tried.bound.device)
     best = tried.bound.view(-1, starts).argmax(1) + starts * groups
     rules = {"tolerance": how.tolerance, "floor": how.floor, "min_weight": how.min_weight}
     return climb(cells, tried.components.at(best), steps=how.steps, **rules)
+
+
+def _highest(climbs: Sequence[Climb]) -> Climb:
+    """Return for each group the climb that ended highest, the first of equals."""
+    best = climbs[0]
+    for other in climbs[1:]:
+        up = other.bound > best.bound
+        parts = zip(other.components, best.components, strict=True)
+        components = Components(*(torch.where(up[:, None, None], new, old) for new, old in parts))
+        numbers = zip(other[1:], best[1:], strict=True)
+        best = Climb(components, *(torch.where(up, new, old) for new, old in numbers))
+    return best
 
 
 def _log_likelihood(components: Components, z: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.cluster import KMeans
 from torch import Tensor
 
-from normlens.information.mixture_em import Components, bin_cells, climb, maximize, sample_cells, seed
+from normlens.information.mixture_em import Components, bin_cells, climb, k_means, maximize, sample_cells, seed
 
 RULES = {"floor": 1e-6, "min_weight": 0.0}
 
@@ -104,14 +105,24 @@ def test_seeds_are_drawn_with_odds_of_mass_and_squared_distance():
     assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / n)
 
 
-def test_a_start_gives_each_cell_to_the_nearest_seed_with_fewer_values_than_components_too():
+@pytest.mark.parametrize("way", [seed, k_means])
+def test_a_start_gives_each_cell_to_the_nearest_seed_with_fewer_values_than_components_too(way):
     points = torch.tensor([0.0, 0, 0, 10, 10, 10], dtype=torch.float64).view(1, 1, 6)
-    found = seed(sample_cells(points), 3, generator(), floor=1e-3)
+    found = way(sample_cells(points), 3, generator(), floor=1e-3)
     alive = found.weight[0, :, 0] > 0
     assert alive.sum() == 2
     assert sorted(found.mean[0, alive, 0].tolist()) == [0, 10]
     assert found.weight[0, alive, 0].tolist() == [0.5, 0.5]
     assert (found.var[0, :, 0] == 1e-3).all()
+
+
+def test_k_means_is_that_of_scikit_learn():
+    """Of three modes the optimum is found from anywhere: means of the values nearest to them."""
+    points = torch.cat([normal(300), 20 + normal(200, seed=1), 50 + normal(100, seed=2)])
+    found = k_means(sample_cells(points.view(1, 1, -1)), 3, generator(), floor=1e-6)
+    theirs = KMeans(3, n_init=10, random_state=0, tol=0).fit(points.numpy()[:, None])
+    np.testing.assert_allclose(sorted(found.mean.flatten()), sorted(theirs.cluster_centers_.ravel()), rtol=1e-9)
+    assert sorted(found.weight.flatten().tolist()) == pytest.approx([1 / 6, 1 / 3, 1 / 2])
 
 
 def test_a_component_below_the_least_weight_is_dropped_and_the_others_share_its_points():
