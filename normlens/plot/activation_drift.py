@@ -13,7 +13,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 
 from normlens.plot.canvas import figure_of, layer_axis, new_axes, note, step_axis, title_width
-from normlens.plot.collect import Gathered, gather, layer_order, select
+from normlens.plot.collect import Gathered, gather, layer_order, select, with_room
 from normlens.plot.style import NEUTRAL, dress, label, number, title
 from normlens.run.errors import NotRecordedError
 from normlens.run.store import Run
@@ -58,8 +58,8 @@ def activation_drift(
     Raises:
         NotRecordedError: no run has two measurements of the probe ``activation_drift``, with that measure.
     """
-    gathered = gather(runs, partial(_read, measure=measure, since=since))
-    layers = layer_order(gathered)
+    every = gather(runs, partial(_read, measure=measure, since=since))
+    gathered, layers = with_room(every), layer_order(every)
     ax = new_axes(ax, len(layers))
     ax.set_axis_off()
     panels = _panels(ax, len(gathered.runs))
@@ -74,9 +74,9 @@ def activation_drift(
         panel.tick_params(labelleft=place == 0)
         panel.xaxis.label.set_visible(place == (len(panels) - 1) // 2)  # one for all; more of them would overlap
     _color_bar(ax, mesh, reach, ON_THE_BAR[measure])
-    words = _answer(gathered, IN_WORDS[measure] + SINCE_WHEN[since])
+    words = _answer(every, IN_WORDS[measure] + SINCE_WHEN[since])
     title(ax, words, width=title_width(layers), room_below=len(panels) > 1)
-    note(ax, gathered.missing, what="two measurements of activation_drift")
+    note(ax, gathered.missing, what="two measurements of activation_drift", crowded=gathered.crowded)
     return ax
 
 

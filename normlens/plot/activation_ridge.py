@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from normlens.plot.canvas import new_axes, note
-from normlens.plot.collect import Gathered, gather, layer_order, named, select
+from normlens.plot.collect import Gathered, gather, layer_order, named, select, with_room
 from normlens.plot.style import NEUTRAL, dress, label, number, title
 from normlens.run.errors import NotRecordedError
 from normlens.run.store import Run
@@ -41,7 +41,8 @@ def activation_ridge(runs: Run | Mapping[str, Run], ax: Axes | None = None, *, l
     Raises:
         NotRecordedError: no run has a distribution of the probe ``activation_drift``, or none of this layer.
     """
-    gathered = _gather(runs, layer)
+    every = _gather(runs, layer)
+    gathered = with_room(every)
     ax = new_axes(ax)
     ax.set_axis_off()
     shown = list(_panels_of(gathered))
@@ -57,8 +58,8 @@ def activation_ridge(runs: Run | Mapping[str, Run], ax: Axes | None = None, *, l
             panel.set_ylabel("optimizer steps, downwards")
         if place == (len(shown) - 1) // 2:  # one for all
             panel.set_xlabel("value of the layer's input")
-    title(ax, _answer(gathered), room_below=len(shown) > 1)
-    note(ax, gathered.missing, what=PROBE)
+    title(ax, _answer(every), room_below=len(shown) > 1)
+    note(ax, gathered.missing, what=PROBE, crowded=gathered.crowded)
     return ax
 
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from normlens.plot.style import NEUTRAL, label, shorten
 
 __all__ = [
-    "curve", "figure_of", "figure_size", "insets", "layer_axis", "legend", "log_axis", "name_runs", "new_axes", "note",
-    "settle_note", "stack", "step_axis", "title_width",
+    "curve", "figure_of", "figure_size", "growing", "insets", "layer_axis", "legend", "log_axis", "name_runs",
+    "new_axes", "note", "settle_note", "stack", "step_axis", "title_width",
 ]  # fmt: skip
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -26,6 +26,8 @@ Floats: TypeAlias = NDArray[np.float64]
 STEPS = "optimizer steps"
 _NOTE_LETTERS = 84  # of 8 points, in a figure of 6.4 inches beside the names of the layers
 _NOTE = "_note"  # the label of the text that names the runs that are left out
+_GROWING = "_growing"  # the label of figures that may become higher
+_ROW = 15 / 72  # inches of a legend's row
 DIRECT = "_direct"  # the label of texts that name a line at its end, so that an overview can take them off again
 
 
@@ -46,6 +48,24 @@ def figure_of(ax: Axes) -> Figure | SubFigure:
     return figure
 
 
+def growing(figure: Figure | SubFigure, grows: bool) -> None:
+    """Say whether a figure may become higher than it was made, where a long legend needs the room.
+
+    Args:
+        figure: one that holds nothing else; someone else's stays as it is.
+        grows: whether it may.
+    """
+    figure.set_label(_GROWING if grows else "")
+
+
+def _make_room(ax: Axes, rows: int) -> None:
+    """Make a figure of ours higher for the rows of a legend that four runs do not have."""
+    figure = figure_of(ax)
+    if isinstance(figure, Figure) and figure.get_label() == _GROWING:
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, height + _ROW * max(rows - 2, 0))
+
+
 def new_axes(ax: Axes | None, layers: int = 0) -> Axes:
     """Return ``ax``, or the axes of a new pyplot figure, transparent and with constrained layout."""
     if ax is not None:
@@ -54,6 +74,7 @@ def new_axes(ax: Axes | None, layers: int = 0) -> Axes:
 
     figure, made = plt.subplots(figsize=figure_size(layers), layout="constrained")
     figure.patch.set_alpha(0.0)
+    growing(figure, True)
     return made
 
 
@@ -135,6 +156,7 @@ def name_runs(ax: Axes, lines: Mapping[str, Line2D], *, host: Axes | None = None
 def legend(ax: Axes, colors: Mapping[str, str]) -> None:
     """Put the names of the runs below the axes, a square of the run's color before each."""
     names = [label(name) for name in colors]
+    _make_room(ax, -(-len(names) // _columns(names)))
     handles = [Line2D([], [], color=color, marker="s", linestyle="none") for color in colors.values()]
     ax.legend(
         handles,
@@ -150,14 +172,19 @@ def legend(ax: Axes, colors: Mapping[str, str]) -> None:
     )
 
 
-def note(ax: Axes, missing: Sequence[str], *, what: str) -> None:
+def note(ax: Axes, missing: Sequence[str], *, what: str, crowded: Sequence[str] = ()) -> None:
     """Name below the axes the runs that are not in the figure, so that none is absent in silence."""
-    if not missing:
+    reasons = {f"without {what}": missing, "for want of room": crowded}
+    told = [f"{why}: {_some(names)}" for why, names in reasons.items() if names]
+    if not told:
         return
-    names = ", ".join(label(name, 24) for name in missing[:4]) + (" …" if len(missing) > 4 else "")
-    words = f"not shown, without {what}: {names}"
+    words = f"not shown, {'; '.join(told)}"
     ax.text(0, 0, words, transform=ax.transAxes, va="top", color=NEUTRAL, fontsize=8, label=_NOTE)
     settle_note(ax, _NOTE_LETTERS)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(label(name, 24) for name in names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def settle_note(ax: Axes, letters: int) -> None:

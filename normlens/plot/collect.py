@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -11,7 +11,10 @@ from normlens.plot.style import palette
 from normlens.run.errors import NotRecordedError
 from normlens.run.store import Run
 
-__all__ = ["Gathered", "display_name", "gather", "layer_order", "named", "select"]
+__all__ = ["PANELS", "Gathered", "display_name", "gather", "layer_order", "named", "select", "with_room"]
+
+PANELS = 8
+"""Runs that stand side by side at most; of more, nothing can be read."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,14 @@ class Gathered:
         runs: the runs that have the data, by name.
         missing: the names of those that do not.
         colors: one color for each run, by its position among all that were asked for.
+        crowded: the names of those that have the data and no room.
     """
 
     table: pd.DataFrame
     runs: dict[str, Run]
     missing: tuple[str, ...]
     colors: dict[str, str]
+    crowded: tuple[str, ...] = ()
 
     def each(self) -> Iterable[tuple[str, str, pd.DataFrame]]:
         """Yield name, color and table of each run that has data."""
@@ -83,6 +88,13 @@ def gather(runs: Run | Mapping[str, Run], read: Callable[[Run], pd.DataFrame]) -
         raise next(iter(errors.values()))
     having = {name: run for name, run in every.items() if name not in errors}
     return Gathered(pd.concat(tables, ignore_index=True), having, tuple(errors), colors)
+
+
+def with_room(gathered: Gathered, most: int = PANELS) -> Gathered:
+    """Return what a figure with a panel for each run can show: the first ``most`` runs; the others are ``crowded``."""
+    shown = dict(list(gathered.runs.items())[:most])
+    rows = gathered.table[gathered.table["run"].isin(shown)].reset_index(drop=True)
+    return replace(gathered, table=rows, runs=shown, crowded=tuple(name for name in gathered.runs if name not in shown))
 
 
 def select(run: Run, probe: str, *names: str) -> pd.DataFrame:

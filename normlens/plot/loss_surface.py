@@ -12,7 +12,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
 
 from normlens.plot.canvas import curve, figure_of, log_axis, name_runs, new_axes, note
-from normlens.plot.collect import Gathered, gather
+from normlens.plot.collect import Gathered, gather, with_room
 from normlens.plot.style import NEUTRAL, dress, label, number, title
 from normlens.run.errors import NotRecordedError
 from normlens.run.store import Run
@@ -47,7 +47,8 @@ def loss_surface(runs: Run | Mapping[str, Run], ax: Axes | None = None) -> Axes:
     Raises:
         NotRecordedError: no run has a loss of the probe ``loss_surface``.
     """
-    gathered = gather(runs, read)
+    every = gather(runs, read)
+    gathered = with_room(every) if every.table["y"].notna().any() else every  # lines share a panel
     planes, lines = _planes(gathered), _lines(gathered)
     ax = new_axes(ax)
     panels = _panels(ax, len(planes) + bool(lines)) if planes else [ax]
@@ -55,8 +56,8 @@ def loss_surface(runs: Run | Mapping[str, Run], ax: Axes | None = None) -> Axes:
         _draw_lines(panels.pop(0), lines, axis_names(gathered)[0])
     if planes:
         _draw_planes(ax, panels, planes, gathered)
-    title(ax, answer(gathered), room_below=bool(planes) and len(gathered.runs) > 1)
-    note(ax, gathered.missing, what="loss_surface")
+    title(ax, answer(every), room_below=bool(planes) and len(gathered.runs) > 1)
+    note(ax, gathered.missing, what="loss_surface", crowded=gathered.crowded)
     return ax
 
 

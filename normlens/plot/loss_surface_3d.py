@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from normlens.plot.canvas import new_axes, note
-from normlens.plot.collect import gather
+from normlens.plot.collect import gather, with_room
 from normlens.plot.loss_surface import answer, axis_names, grid_of, read, scale_of
 from normlens.plot.style import NEUTRAL, label, title
 from normlens.run.errors import NotRecordedError
@@ -34,7 +34,8 @@ def loss_surface_3d(runs: Run | Mapping[str, Run], ax: Axes | None = None) -> Ax
     Raises:
         NotRecordedError: no run has a plane of the probe ``loss_surface``.
     """
-    gathered = gather(runs, _read)
+    every = gather(runs, _read)
+    gathered = with_room(every)
     ax = new_axes(ax)
     ax.set_axis_off()
     scale = scale_of(gathered.table["value"].to_numpy(float))
@@ -48,8 +49,8 @@ def loss_surface_3d(runs: Run | Mapping[str, Run], ax: Axes | None = None) -> Ax
         _dress(solid, words, scale)
         if len(gathered.runs) > 1:
             solid.set_title(label(name, 32), fontsize=9, color=color, pad=-4)
-    title(ax, answer(gathered), room_below=len(gathered.runs) > 1)
-    note(ax, gathered.missing, what="a plane of loss_surface")
+    title(ax, answer(every), room_below=len(gathered.runs) > 1)
+    note(ax, gathered.missing, what="a plane of loss_surface", crowded=gathered.crowded)
     return ax
 
 

@@ -11,7 +11,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.ticker import MaxNLocator
 
 from normlens.plot.canvas import figure_of, new_axes, note
-from normlens.plot.collect import Gathered, gather
+from normlens.plot.collect import Gathered, gather, with_room
 from normlens.plot.style import NEUTRAL, dress, label, number, title
 from normlens.run.errors import NotRecordedError
 from normlens.run.store import Run
@@ -31,7 +31,8 @@ def mutual_information_matrix(runs: Run | Mapping[str, Run], ax: Axes | None = N
     Raises:
         NotRecordedError: no run has a matrix of the probe ``mutual_information``, which has to be asked for.
     """
-    gathered = gather(runs, _read)
+    every = gather(runs, _read)
+    gathered = with_room(every)
     ax = new_axes(ax)
     ax.set_axis_off()
     values = gathered.table["value"].to_numpy(float)
@@ -50,8 +51,8 @@ def mutual_information_matrix(runs: Run | Mapping[str, Run], ax: Axes | None = N
     bar.ax.tick_params(which="both", colors=NEUTRAL, labelsize=8)
     bar.set_label("nats", color=NEUTRAL)
     bar.outline.set_visible(False)
-    title(ax, _answer(gathered), room_below=True)
-    note(ax, gathered.missing, what="a matrix of mutual_information")
+    title(ax, _answer(every), room_below=True)
+    note(ax, gathered.missing, what="a matrix of mutual_information", crowded=gathered.crowded)
     return ax
 
 

@@ -15,7 +15,7 @@ from normlens.plot.activation_condition import activation_condition, activation_
 from normlens.plot.activation_drift import activation_drift, activation_drift_data
 from normlens.plot.batch_noise import batch_noise, batch_noise_data
 from normlens.plot.cancellation import cancellation, cancellation_data
-from normlens.plot.canvas import DIRECT, STEPS, figure_of, insets, settle_note
+from normlens.plot.canvas import DIRECT, STEPS, figure_of, growing, insets, settle_note
 from normlens.plot.collect import named
 from normlens.plot.condition_number import condition_number, condition_number_data
 from normlens.plot.covariate_shift import covariate_shift, covariate_shift_data
@@ -106,6 +106,7 @@ def overview(runs: Run | Mapping[str, Run], ax: Axes | None = None) -> Axes:
         raise NotRecordedError(f"{names}: no reading of a probe that the overview shows: training_curve, elimination, "
                                "activation_drift; pass them to the lens in probes=")  # fmt: skip
     ax = _sheet(overview_size(every)) if ax is None else ax
+    growing(figure_of(ax), False)  # the panels' legends go
     ax.set_axis_off()
     grid = _grid(ax, len(rows))
     _head(figure_of(ax).add_subplot(grid[0]), every)

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from normlens import catalog, plot
 from normlens.plot.canvas import figure_size
-from normlens.plot.collect import display_name, named
+from normlens.plot.collect import PANELS, display_name, named
 from normlens.plot.overview import overview_size
 from normlens.plot.style import clean, palette
 from normlens.report.diagnose import diagnose, rules
@@ -166,7 +166,7 @@ def _size(draw: Draw, runs: Mapping[str, Run]) -> tuple[float, float]:
     except NotRecordedError:
         return figure_size()
     if draw is plot.loss_surface_3d:
-        return figure_size()[0], 2.0 + 2.8 * -(-table["run"].nunique() // 2)
+        return figure_size()[0], 2.0 + 2.8 * -(-min(table["run"].nunique(), PANELS) // 2)
     layers = table["layer"].nunique() if "layer" in table else 0
     return figure_size(int(layers * (1 + (len(runs) - 1) / 3)))
 

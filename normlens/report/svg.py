@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from normlens.plot.canvas import growing
 from normlens.plot.style import NEUTRAL, clean, shorten
 from normlens.run.store import Run
 
@@ -44,6 +45,7 @@ def svg(draw: Draw, runs: Mapping[str, Run], size: tuple[float, float], names: I
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         figure.patch.set_alpha(0.0)
+        growing(figure, True)
         draw(runs, figure.add_subplot())
         _freeze(figure)
         picture = _save(figure)

@@ -107,6 +107,21 @@ def test_without_axes_a_transparent_pyplot_figure_is_made(name, healthy_run):
             plt.close(ax.figure)
 
 
+@pytest.mark.slow
+def test_sixteen_runs_with_long_names_leave_room_for_the_data(name, four_runs):
+    import matplotlib.pyplot as plt
+
+    many = {f"{one}, adamw+weight_rescaling, seed {i}": run for i in range(4) for one, run in four_runs.items()}
+    with mpl.rc_context({"backend": "agg"}):
+        ax = getattr(plot, name)(many)
+        try:
+            ax.figure.draw_without_rendering()  # a layout that collapses warns, and a warning is an error here
+            assert ax.get_window_extent().height > 150
+            assert ax.get_window_extent().width > 250
+        finally:
+            plt.close(ax.figure)
+
+
 def test_no_setting_of_matplotlib_is_changed(name, healthy_run):
     before = copy.deepcopy(dict(mpl.rcParams))
     getattr(plot, name)(healthy_run, fresh_axes())

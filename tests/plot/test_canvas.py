@@ -9,6 +9,7 @@ from normlens.plot.canvas import (
     curve,
     figure_of,
     figure_size,
+    growing,
     layer_axis,
     legend,
     log_axis,
@@ -130,5 +131,12 @@ def test_a_note_of_long_names_is_broken_into_lines_within_the_figure(ax):
     ax.figure.draw_without_rendering()
     (text,) = [text for text in ax.texts if text.get_text().startswith("not shown")]
     assert text.get_text().count("\n") == 1
-    assert text.get_text().endswith(" …")
+    assert text.get_text().endswith(" and 2 more")
     assert text.get_window_extent().x1 <= ax.figure.bbox.x1
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_figure_of_ours_grows_for_a_long_legend_and_nobody_else_s_does(ax, ours):
+    growing(ax.figure, ours)
+    legend(ax, {f"a run with quite a long name, seed {number}": "red" for number in range(12)})
+    assert ax.figure.get_size_inches().tolist() == pytest.approx([6.4, 4 + (10 * 15 / 72 if ours else 0)])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from normlens.plot.collect import gather, layer_order, named, select
+from normlens.plot.collect import PANELS, gather, layer_order, named, select, with_room
 from normlens.run.errors import NotRecordedError
 
 
@@ -21,6 +21,16 @@ def test_what_is_no_run_is_refused():
         named([])
     with pytest.raises(ValueError, match="at least one run; got an empty mapping"):
         named({})
+
+
+def test_of_more_runs_than_there_is_room_for_the_first_stay_and_the_others_are_named(healthy_run):
+    names = [f"run {number}" for number in range(PANELS + 3)]
+    every = gather(dict.fromkeys(names, healthy_run), losses)
+    shown = with_room(every)
+    assert (list(shown.runs), shown.crowded) == (names[:PANELS], tuple(names[PANELS:]))
+    assert set(shown.table["run"]) == set(names[:PANELS])
+    assert shown.colors == every.colors
+    assert with_room(gather({"one": healthy_run}, losses)).crowded == ()
 
 
 def test_a_name_with_a_lone_surrogate_becomes_its_escape(healthy_run):

@@ -45,6 +45,17 @@ def test_all_planes_have_one_color_scale(four_runs):
     assert (shown[0].norm.vmin, shown[0].norm.vmax) == (data.min(), data.max())
 
 
+def test_more_planes_than_fit_side_by_side_are_named_and_count_in_the_title(healthy_run, sick_run):
+    runs = {**dict.fromkeys([f"healthy {number}" for number in range(27)], healthy_run), "last": sick_run}
+    ax = draw(runs)
+    assert len(meshes(ax)) == 8
+    (words,) = [text.get_text() for text in ax.texts if text.get_text().startswith("not shown")]
+    assert " ".join(words.split()).endswith(
+        "for want of room: healthy 8, healthy 9, healthy 10, healthy 11 and 16 more"
+    )
+    assert title(ax) == title(draw({"healthy 0": healthy_run, "last": sick_run}))
+
+
 def test_a_line_is_a_curve_and_stands_beside_planes(write_measurements, healthy_run):
     run = line(write_measurements, [3.0, 1.0, 2.0])
     ax = draw(run)
