@@ -132,17 +132,29 @@ def test_a_number_out_of_its_range_is_a_usage_error(option, value, capsys):
     assert stop.value.code == 2
 
 
+LISTENING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+from normlens.cli.main import main
+sys.exit(main())
+"""
+
+
 @pytest.mark.slow
 def test_ctrl_c_in_mid_training_leaves_a_readable_run_and_exit_code_130(tmp_path):
-    command = [sys.executable, "-m", "normlens.cli.main", "run", "--epochs", "2000", "--every", "20", "--quiet"]
+    command = [sys.executable, "-c", LISTENING, "run", "--epochs", "2000", "--every", "20", "--quiet"]
     command += ["--probes", "training_curve,elimination", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     path = tmp_path / "batch_norm-seed0.sqlite"
     deadline = time.monotonic() + 100
-    while time.monotonic() < deadline and not _has_measured(path):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 130
+    try:
+        while time.monotonic() < deadline and not _has_measured(path):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    finally:
+        process.kill()
+        process.wait()
     run = open_run(path)
     assert len(run.steps("training_curve")) > 1
     assert run.probes[-1] == "lens"
