@@ -125,6 +125,14 @@ def test_k_means_is_that_of_scikit_learn():
     assert sorted(found.weight.flatten().tolist()) == pytest.approx([1 / 6, 1 / 3, 1 / 2])
 
 
+def test_k_means_goes_on_from_its_seeds_to_the_means_of_halves():
+    """Of normal values the best two centers are at the means of the half normals, -0.8 and 0.8: seeds rarely are."""
+    points = normal(20, 1, 1000)
+    found = k_means(sample_cells(points), 2, generator(), floor=1e-6).mean[..., 0].sort(1).values
+    best = [KMeans(2, n_init=10, random_state=0, tol=0).fit(x.numpy()[:, None]).cluster_centers_ for x in points[:, 0]]
+    np.testing.assert_allclose(found, np.sort(np.squeeze(best), 1), atol=0.03)
+
+
 def test_a_component_below_the_least_weight_is_dropped_and_the_others_share_its_points():
     points = torch.cat([normal(990), 50 + 0.1 * normal(10)]).view(1, 1, 1000)
     cells = sample_cells(points)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from normlens import plot
 from normlens.plot.collect import named
+from normlens.plot.saturation import HALF
 from normlens.plot.style import number
 from normlens.report.question import Question, method, sentence, unanswered
 from normlens.report.readings import scalar
@@ -20,7 +21,6 @@ __all__ = ["are_units_saturated"]
 HEADING = "Are units saturated?"
 ORDER = 22
 PROBE = "saturation"
-HALF = 0.5  # of the values of a layer: half of the paths of the gradient are lost
 NOTHING = "the model has no bounded nonlinearity that is a module, so nothing can saturate"
 
 
@@ -54,7 +54,8 @@ def _say(of_run: pd.DataFrame) -> str:
     worst = known.loc[known["value"].idxmax()]
     begin = "yes" if worst["value"] >= HALF else "no"
     spread = "" if np.isnan(worst["error"]) else f" ± {number(100 * worst['error'])}"
+    others = ", and less in the others" if len(of_run) > 1 else ""
     return (
         f"{begin}: at step {step} {number(100 * worst['value'])}{spread} % of the values are where "
-        f"{worst['layer'] or 'the network'} is flat, and less in the others"
+        f"{worst['layer'] or 'the network'} is flat{others}"
     )

@@ -4,7 +4,9 @@ import math
 
 import pytest
 
+from normlens.plot.saturation import HALF as DRAWN
 from normlens.report.questions.are_units_saturated import are_units_saturated
+from normlens.report.rules.saturated import HALF as DIAGNOSED
 from normlens.run.reading import Measurement, Reading
 
 
@@ -24,6 +26,14 @@ def test_the_answer_names_the_layer_with_the_largest_share(answer, share, begin)
     assert answer(a=0.125, b=share) == (
         f"{begin}: at step 30 {100 * share:g} ± 1 % of the values are where b is flat, and less in the others."
     )
+
+
+def test_of_a_single_layer_no_others_are_told_of(answer):
+    assert answer(a=0.25) == "No: at step 30 25 ± 1 % of the values are where a is flat."
+
+
+def test_the_figure_the_question_and_the_diagnosis_have_one_threshold():
+    assert DIAGNOSED == DRAWN
 
 
 def test_shares_that_are_not_finite_and_a_model_without_bounded_nonlinearities_are_said(answer):
