@@ -14,6 +14,10 @@ DIRECTIONS = 1.5
 """Effective number of directions that samples differ in: three classes already need two. Healthy runs of MLP and CNN
 have 2.3 or more in every layer."""
 
+LEARNED = 0.5
+"""Of the first loss: one that has fallen below half shows that what is left of the directions is enough, as one is for
+two classes or one number to predict. Of collapsed MLPs and CNNs it stayed above 0.65."""
+
 COPY = 0.99
 """Absolute cosine of two units' incoming weights from which on one of them is redundant: eight degrees."""
 
@@ -24,10 +28,14 @@ SHARE = 0.5
 def collapsed(run: Run) -> list[Finding]:
     """Return a finding for each layer whose samples hardly differ, and for each of copied units, at the end.
 
+    That samples hardly differ is none where the loss on the probe batch is known to have fallen all the same.
+
     Args:
         run: an opened run.
     """
-    return [*_ranks(run), *_copies(run)]
+    loss = rows(run, "training_curve", "loss")["value"]
+    learned = len(loss) > 0 and float(loss.iloc[-1]) < LEARNED * float(loss.iloc[0])
+    return [*([] if learned else _ranks(run)), *_copies(run)]
 
 
 def _ranks(run: Run) -> list[Finding]:
